@@ -1,0 +1,200 @@
+//! What travels over the API. Version 1: fields are added, never renamed or removed.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::health::Health;
+
+/// Whether an operator wants a backend used. Kept across reloads and restarts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdminState {
+    #[default]
+    Enabled,
+    /// No new flows, old ones finish; still checked.
+    Draining,
+    /// As draining, and not checked.
+    Disabled,
+}
+
+/// `GET /v1/status`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    pub uptime_seconds: u64,
+    pub config_file: String,
+    pub interfaces: Vec<InterfaceStatus>,
+    pub services: Vec<ServiceStatus>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    pub name: String,
+    pub index: u32,
+    /// `native` or `generic`.
+    pub mode: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    pub id: u32,
+    pub name: String,
+    pub state: ServiceState,
+    /// As written in the configuration: `203.0.113.10:25/tcp`.
+    pub listen: Vec<String>,
+    pub pool: String,
+    pub forward: String,
+    pub scheduler: String,
+    pub flows: u64,
+    pub packets: u64,
+    pub bytes: u64,
+    pub backends: Vec<BackendStatus>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceState {
+    /// At least one backend takes new flows.
+    Active,
+    /// None does.
+    Down,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackendStatus {
+    pub id: u32,
+    pub name: String,
+    pub address: IpAddr,
+    /// `None`: the port the client connected to.
+    pub port: Option<u16>,
+    pub weight: u16,
+    pub health: Health,
+    pub admin: AdminState,
+    /// Share of checks that succeeded, 0.0 to 100.0; `None` before the first.
+    pub availability_percent: Option<f64>,
+    pub checks: u64,
+    pub checks_up: u64,
+    /// The text of the last failure, while not up.
+    pub last_error: Option<String>,
+    pub last_check_millis: Option<u64>,
+    pub flows: u64,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// One line of `GET /v1/flows`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FlowStatus {
+    pub service: String,
+    pub backend: String,
+    pub protocol: String,
+    pub client: SocketAddr,
+    pub vip: SocketAddr,
+    pub server: SocketAddr,
+    /// `opening`, `established`, `closing`, ...
+    pub state: String,
+    pub idle_seconds: u64,
+}
+
+/// `GET /v1/flows?limit=N&service=S`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Flows {
+    /// How many there are in all; `flows` holds at most the limit asked for.
+    pub total: u64,
+    pub capacity: u64,
+    pub flows: Vec<FlowStatus>,
+}
+
+/// `GET /v1/counters`: why packets were forwarded, passed or dropped.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Counters {
+    pub counters: BTreeMap<String, CounterValue>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CounterValue {
+    pub value: u64,
+    /// `forward`, `pass` or `drop`.
+    pub verdict: String,
+    pub help: String,
+}
+
+/// One line of `GET /v1/events` (newline-delimited JSON, as they happen).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts up from 1 for each daemon.
+    pub number: u64,
+    /// Seconds since the epoch, with fraction.
+    pub time: f64,
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum EventKind {
+    Health {
+        service: String,
+        backend: String,
+        from: Health,
+        to: Health,
+        reason: String,
+    },
+    Admin {
+        service: String,
+        backend: String,
+        state: AdminState,
+    },
+    Service {
+        service: String,
+        state: ServiceState,
+    },
+    Reload {
+        operations: u64,
+    },
+    ReloadRefused {
+        errors: Vec<String>,
+    },
+    Adopted {
+        services: u64,
+        flows: u64,
+    },
+    /// How long after the verdict the packet path used the new backends.
+    Applied {
+        operations: u64,
+        micros: u64,
+    },
+    FlowsReset {
+        service: String,
+        backend: String,
+        flows: u64,
+    },
+}
+
+/// `POST /v1/backends/{name}/{enable|disable|drain}?service=S` answers with what it changed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackendChange {
+    pub state: AdminState,
+    /// `service/backend` of each one changed.
+    pub backends: Vec<String>,
+}
+
+/// `POST /v1/reload`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReloadOutcome {
+    /// Map operations that were needed; 0 when nothing changed.
+    pub operations: u64,
+}
+
+/// Every answer outside 2xx.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// One sentence: what was wrong and what to do instead.
+    pub error: String,
+    /// Further lines, such as each error of a configuration as `file:line:column: text`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<String>,
+}

@@ -1,0 +1,74 @@
+//! What the API asks of the control task.
+
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::api::types::{AdminState, BackendChange, Counters, Event, Flows, ReloadOutcome, Status};
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such thing; the text names the ones that exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// The request makes no sense as it stands.
+    #[error("{0}")]
+    Invalid(String),
+    /// The configuration file has errors; nothing was changed. One `file:line:column: text` each.
+    #[error("the configuration was refused and nothing was changed")]
+    Configuration(Vec<String>),
+    /// The kernel or the system said no.
+    #[error("{0}")]
+    Failed(String),
+}
+
+type Reply<T> = oneshot::Sender<T>;
+
+/// A question or command for the control task, with the place for its answer.
+#[derive(Debug)]
+pub enum Request {
+    Status(Reply<Status>),
+    Flows {
+        limit: usize,
+        service: Option<String>,
+        reply: Reply<Result<Flows, Refusal>>,
+    },
+    Counters(Reply<Counters>),
+    SetAdmin {
+        backend: String,
+        service: Option<String>,
+        state: AdminState,
+        reply: Reply<Result<BackendChange, Refusal>>,
+    },
+    Reload(Reply<Result<ReloadOutcome, Refusal>>),
+    /// Run all checks now; answered when each has a result.
+    Poll(Reply<()>),
+}
+
+/// The control task as others see it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ControlHandle {
+    requests: mpsc::Sender<Request>,
+    events: broadcast::Sender<Event>,
+}
+
+impl ControlHandle {
+    pub fn new(requests: mpsc::Sender<Request>, events: broadcast::Sender<Event>) -> Self {
+        Self { requests, events }
+    }
+
+    /// Sends what `make` builds around a reply channel and waits for the answer.
+    ///
+    /// # Errors
+    /// When the control task has ended.
+    pub async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Request) -> Result<T, Refusal> {
+        let gone = || Refusal::Failed("the daemon is shutting down".to_owned());
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(make(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+
+    /// Events from now on. A reader that falls behind misses the oldest.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+}

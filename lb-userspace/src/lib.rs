@@ -1,0 +1,17 @@
+//! The Matapa daemon and its command line, as a library so that tests reach every part.
+//!
+//! The parts, from text to packets:
+//! - [`config`] turns a file into a checked [`config::Config`], or into a list of errors with positions;
+//! - [`health`] runs the checks and says which servers are up;
+//! - [`control`] owns the running state: it joins configuration, health and the operator's commands into the
+//!   desired content of the maps;
+//! - [`dataplane`] makes the kernel's maps equal to it without a packet seeing a hole;
+//! - [`api`] serves all of it over a Unix socket, and [`cli`] is that socket's client.
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod dataplane;
+pub mod health;
