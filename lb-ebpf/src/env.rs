@@ -119,7 +119,9 @@ impl Env for Kernel<'_> {
     #[inline(always)]
     fn table_slot(&self, index: u32) -> Option<u32> {
         // SAFETY: a pointer to a map's value stays valid; the read is one instruction.
-        maps::TABLES.get_ptr(index).map(|slot| unsafe { read_volatile(slot) })
+        maps::TABLES
+            .get_ptr(index >> 1)
+            .map(|pair| unsafe { read_volatile(pair.cast::<u32>().add((index & 1) as usize)) })
     }
 
     #[inline(always)]

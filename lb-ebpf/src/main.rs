@@ -14,6 +14,7 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
+use lb_common::env::Env;
 use lb_common::pipeline;
 use lb_common::verdict::Action;
 
@@ -31,6 +32,12 @@ pub fn matapa_xdp(ctx: XdpContext) -> u32 {
             _ => XDP_DROP,
         },
     }
+}
+
+/// Answers what time it is on the flow table's clock. Run by the daemon, never attached.
+#[xdp]
+pub fn matapa_clock(ctx: XdpContext) -> u32 {
+    u32::from(env::Kernel(&ctx).now())
 }
 
 /// Never linked into an object that loads: the build refuses one that contains it.

@@ -34,8 +34,9 @@ pub static BACKENDS: Array<Backend> = Array::with_max_entries(4096, MMAPABLE);
 pub static BACKEND_NAMES: Array<[u8; abi::NAME_LEN]> = Array::with_max_entries(4096, MMAPABLE);
 
 /// The Maglev tables of all listeners, one after the other; a slot holds a backend's number.
+/// Two slots an element, as elements of an array map are at least eight bytes long.
 #[map]
-pub static TABLES: Array<u32> = Array::with_max_entries(1 << 20, MMAPABLE);
+pub static TABLES: Array<[u32; 2]> = Array::with_max_entries(1 << 19, MMAPABLE);
 
 #[map]
 pub static FLOWS: Array<FlowLine> = Array::with_max_entries(1 << 13, MMAPABLE);

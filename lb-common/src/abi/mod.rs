@@ -56,6 +56,7 @@ pub mod map {
 
 /// Names of the program and of its load-time constants.
 pub const PROGRAM: &str = "matapa_xdp";
+pub const CLOCK_PROGRAM: &str = "matapa_clock";
 pub const GLOBAL_HASH_KEY: &str = "HASH_KEY";
 pub const GLOBAL_FLOW_LINES: &str = "FLOW_LINES";
 pub const GLOBAL_TICK_SHIFT: &str = "TICK_SHIFT";
