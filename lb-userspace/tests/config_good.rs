@@ -99,11 +99,8 @@ fn order_of_the_file_and_names() {
     assert_eq!(names(&config.pools), ["dns:main", "syslog"]);
     let named: Vec<_> =
         config.pools[1].backends.iter().map(|backend| (backend.name.as_str(), backend.port)).collect();
-    let expected = [
-        ("198.51.100.60", None),
-        ("198.51.100.60:5514", Some(5514)),
-        ("198.51.100.60:5515", Some(5515)),
-    ];
+    let expected =
+        [("198.51.100.60", None), ("198.51.100.60:5514", Some(5514)), ("198.51.100.60:5515", Some(5515))];
     assert_eq!(named, expected);
 }
 
