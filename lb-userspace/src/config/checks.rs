@@ -43,7 +43,7 @@ pub(super) fn read(errors: &mut Errors, entry: Entry<'_>) -> Option<At<Check>> {
         }
         _ => {
             let help = "write \"tcp\" or \"smtp\", or a table: { type = \"smtp\", interval = \"10s\", timeout = \"2s\" }";
-            document::mismatch(errors, entry.key.value, "a check", entry.value, help);
+            document::mismatch(errors, entry.key.value, "a word or a table", entry.value, help);
             None
         }
     }

@@ -191,8 +191,13 @@ struct Way<'a> {
 /// The source of a reply tells which service it belongs to; so a server's port can be reached by one way only.
 fn shared_servers(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
     let mut ways: HashMap<(IpAddr, u16, Protocol), Way<'_>> = HashMap::new();
+    let mut seen: HashSet<Listen> = HashSet::new();
     for (service, pool) in pairs {
         for listen in &service.listen {
+            // One that is there twice is reported as that.
+            if !seen.insert(listen.value) {
+                continue;
+            }
             // One error for two listeners, however many backends they share.
             let mut reported: HashSet<Listen> = HashSet::new();
             let family =
@@ -210,7 +215,7 @@ fn shared_servers(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
                     if first.backend.value.port != backend.value.port {
                         same_server_twice(errors, first, &way, port);
                     }
-                } else if first.listen.value != listen.value && reported.insert(first.listen.value) {
+                } else if reported.insert(first.listen.value) {
                     two_ways(errors, first, &way, port);
                 }
             }
@@ -231,10 +236,7 @@ fn same_server_twice(errors: &mut Errors, first: &Way<'_>, second: &Way<'_>, por
 fn two_ways(errors: &mut Errors, first: &Way<'_>, second: &Way<'_>, port: u16) {
     let address = second.backend.value.address;
     let (new, old) = (second.listen.value, first.listen.value);
-    let message = format!(
-        "not yet supported: {new} and {old} both reach backend {address} port {port}, and the way back is told by \
-         backend address and port"
-    );
+    let message = format!("not yet supported: {new} and {old} reach the same server, {address} port {port}");
     let label = if first.service.name.value == second.service.name.value {
         "the other address".to_owned()
     } else {
@@ -242,7 +244,9 @@ fn two_ways(errors: &mut Errors, first: &Way<'_>, second: &Way<'_>, port: u16) {
     };
     let error = errors.at(second.listen.span, message);
     error.related(first.listen.span, label);
-    error.help("give one of them backends of its own, or other ports on the same servers");
+    error.help(
+        "the way back is told by backend address and port: give one of them other servers, or other ports on these",
+    );
 }
 
 /// Both kinds of check are TCP connections; a port that only UDP traffic goes to says nothing to them.

@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::diagnostics::{At, Errors, Span};
 use super::known_keys::{self, Place};
-use super::values::quote;
+use super::values::{clip, quote};
 
 pub(super) type Value<'a> = Spanned<DeValue<'a>>;
 
@@ -70,8 +70,8 @@ impl<'a> Known<'a> {
 fn describe(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => format!("the text {}", quote(text)),
-        DeValue::Integer(number) => format!("the number {number}"),
-        DeValue::Float(number) => format!("the number {number}"),
+        DeValue::Integer(number) => format!("the number {}", clip(&number.to_string())),
+        DeValue::Float(number) => format!("the number {}", clip(number.as_str())),
         DeValue::Boolean(value) => format!("{value}"),
         DeValue::Datetime(_) => "a date".to_owned(),
         DeValue::Array(_) => "a list".to_owned(),
@@ -117,7 +117,7 @@ pub(super) fn integer(errors: &mut Errors, entry: Entry<'_>, range: RangeInclusi
     let value =
         u32::from_str_radix(number.as_str(), number.radix()).ok().filter(|value| range.contains(value));
     if value.is_none() {
-        errors.at(entry.span(), format!("`{key}` is out of range: {number}")).help(help);
+        errors.at(entry.span(), format!("`{key}` is out of range: {}", clip(&number.to_string()))).help(help);
     }
     value
 }
@@ -168,9 +168,9 @@ pub(super) fn named_tables<'a>(
     for Entry { key, value } in entries(table) {
         let Some(table) = value.get_ref().as_table() else {
             let what = if member_has(member, key.value) {
-                format!("`{}` stands outside of any {singular}", key.value)
+                format!("`{}` stands outside of any {singular}", clip(key.value))
             } else {
-                format!("`{section}.{}` must be a table, not {}", key.value, describe(value.get_ref()))
+                format!("`{section}.{}` must be a table, not {}", clip(key.value), describe(value.get_ref()))
             };
             errors
                 .at(key.span, what)

@@ -59,16 +59,19 @@ fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::
     };
     writeln!(out, "  on down     {on_down}")?;
     writeln!(out, "  pool        {}, {}", pool.name, count(pool.backends.len(), "backend"))?;
-    let targets: Vec<String> = pool.backends.iter().map(show_target).collect();
-    let width = |texts: &mut dyn Iterator<Item = &str>| texts.map(str::len).max().unwrap_or_default();
-    let names = width(&mut pool.backends.iter().map(|backend| backend.name.as_str()));
-    let addresses = width(&mut targets.iter().map(String::as_str));
+    // An unnamed backend's name is where it is.
+    let target = |backend: &Backend| Some(show_target(backend)).filter(|target| *target != backend.name);
+    let targets: Vec<String> =
+        pool.backends.iter().map(|backend| target(backend).unwrap_or_default()).collect();
+    let names = pool.backends.iter().map(|backend| backend.name.len()).max().unwrap_or_default();
+    let addresses = targets.iter().map(String::len).max().unwrap_or_default();
+    let gap = if addresses == 0 { "" } else { "  " };
     for (backend, target) in pool.backends.iter().zip(&targets) {
         let weight = match backend.weight {
             0 => "weight 0 (no new connections)".to_owned(),
             weight => format!("weight {weight}"),
         };
-        writeln!(out, "    {:names$}  {target:addresses$}  {weight}", backend.name)?;
+        writeln!(out, "    {:names$}{gap}{target:addresses$}  {weight}", backend.name)?;
     }
     Ok(())
 }

@@ -78,12 +78,16 @@ pub(super) fn read_control(errors: &mut Errors, entry: Option<Entry<'_>>) -> Con
 fn read_socket(errors: &mut Errors, entry: Entry<'_>) -> Option<PathBuf> {
     let help = format!("write an absolute path, such as \"{DEFAULT_SOCKET}\"");
     let text = document::text(errors, "socket", entry.value, "a path in quotes", &help)?;
+    if text.value.len() > LONGEST_SOCKET {
+        let wrong = format!("the control socket's path has {} bytes", text.value.len());
+        let help = format!("write a path of at most {LONGEST_SOCKET} bytes, such as \"{DEFAULT_SOCKET}\"");
+        errors.at(text.span, wrong).help(help);
+        return None;
+    }
     let wrong = if !text.value.starts_with('/') {
         format!("control socket {} is no absolute path", quote(text.value))
     } else if text.value.ends_with('/') || text.value.contains('\0') {
         format!("control socket {} is no file name", quote(text.value))
-    } else if text.value.len() > LONGEST_SOCKET {
-        format!("the control socket's path has {} bytes, {LONGEST_SOCKET} are possible", text.value.len())
     } else {
         return Some(PathBuf::from(text.value));
     };

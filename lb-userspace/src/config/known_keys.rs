@@ -158,7 +158,9 @@ pub(super) fn known(errors: &mut Errors, place: Place, word: &str, span: Span) -
     match support {
         Now => Some(known),
         Later(meanwhile) => {
-            let message = if place.holds_keys() {
+            let message = if place == Top {
+                format!("[{known}] is not yet supported")
+            } else if place.holds_keys() {
                 format!("`{known}` {} is not yet supported", place.describe())
             } else {
                 format!("{} \"{known}\" is not yet supported", place.describe())
@@ -181,7 +183,10 @@ fn unknown(errors: &mut Errors, place: Place, word: &str, span: Span) {
         Some(near) => format!("did you mean \"{near}\"?"),
         None if place.holds_keys() => elsewhere(word).map_or_else(
             || format!("known here: {}", supported(place, '`')),
-            |other| format!("`{word}` belongs {}; known here: {}", other.describe(), supported(place, '`')),
+            |other| match other {
+                Top => "it belongs at the top level, above the first [header]".to_owned(),
+                _ => format!("it belongs {}", other.describe()),
+            },
         ),
         None => format!("write {}", supported(place, '"')),
     };
@@ -190,6 +195,10 @@ fn unknown(errors: &mut Errors, place: Place, word: &str, span: Span) {
 
 /// The known word nearest to an unknown one.
 pub(super) fn meant(place: Place, word: &str) -> Option<&'static str> {
+    // "sctp" is no misspelt "tcp".
+    if place == Protocol {
+        return None;
+    }
     nearest(word, words(place).map(|(known, _)| known))
 }
 

@@ -34,6 +34,10 @@ pub(super) fn read(errors: &mut Errors, entry: Entry<'_>) -> (Vec<At<Listen>>, b
 
 fn read_one(errors: &mut Errors, text: At<&str>) -> Option<Listen> {
     let span = text.span;
+    if text.value.is_empty() {
+        errors.at(span, "a listener is empty").help(HELP);
+        return None;
+    }
     let (endpoint, protocol) = match text.value.rsplit_once('/') {
         // 203.0.113.10/24 and 203.0.113.10/24:25 are a network, not a protocol.
         Some((endpoint, protocol)) if !protocol.starts_with(|c: char| c.is_ascii_digit()) => {
@@ -45,11 +49,8 @@ fn read_one(errors: &mut Errors, text: At<&str>) -> Option<Listen> {
     let (address, port) = match split(endpoint) {
         Endpoint::WithPort(address, port) => (address, port),
         Endpoint::Bare(address) => {
-            let example = with_port(address, "25");
             let message = format!("listener {} has no port", quote(text.value));
-            errors
-                .at(span, message)
-                .help(format!("write \"{example}\", with the port that clients connect to"));
+            errors.at(span, message).help(add_port(address));
             return None;
         }
         Endpoint::Malformed(help) => {
@@ -94,7 +95,8 @@ pub(super) fn split(text: &str) -> Endpoint<'_> {
             ),
         };
     }
-    if text.parse::<Ipv6Addr>().is_ok() {
+    // A zone (fe80::1%eth0) is refused where the address is read.
+    if text.split('%').next().is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()) {
         return Endpoint::Bare(text);
     }
     match text.split_once(':') {
@@ -109,13 +111,22 @@ pub(super) fn split(text: &str) -> Endpoint<'_> {
     }
 }
 
-/// For suggestions: the address with a port, in brackets if it is IPv6.
-fn with_port(address: &str, port: &str) -> String {
-    if address.parse::<Ipv6Addr>().is_ok() {
-        format!("[{address}]:{port}")
-    } else {
-        format!("{address}:{port}")
+/// What to write instead of an address without port.
+fn add_port(address: &str) -> String {
+    if address.parse::<Ipv6Addr>().is_err() {
+        return match address.parse::<IpAddr>() {
+            Ok(address) => format!("write \"{address}:25\", with the port that clients connect to"),
+            Err(_) => HELP.to_owned(),
+        };
     }
+    // 2001:db8::10:25 is an address, though hardly the one that was meant.
+    if let Some((address, port)) = address.rsplit_once(':')
+        && address.parse::<Ipv6Addr>().is_ok()
+        && port.parse::<u16>().is_ok()
+    {
+        return format!("write \"[{address}]:{port}\" if {port} is the port");
+    }
+    format!("write \"[{address}]:25\", with the port that clients connect to")
 }
 
 /// An address and the port if there is one, for a backend.

@@ -10,7 +10,7 @@ use super::cross::{self, Parts};
 use super::diagnostics::{Diagnostics, Errors, Span};
 use super::document::{self, Known};
 use super::known_keys::Place;
-use super::{Config, general, pools, services};
+use super::{Config, general, pools, services, syntax};
 
 /// Bytes. A configuration is kilobytes; a device or a log given by mistake must not fill the memory.
 const LARGEST_FILE: u64 = 16 << 20;
@@ -88,11 +88,9 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// All errors of the text, with their positions.
 pub fn parse(source: &str, file: &Path) -> Result<Config, Diagnostics> {
     let mut errors = Errors::default();
-    let (document, syntax) = DeTable::parse_recoverable(source);
-    for error in syntax {
-        let span = error.span().unwrap_or(source.len()..source.len());
-        errors.syntax(Span::from(span), format!("not TOML: {}", error.message()));
-    }
+    let text = syntax::repair(&mut errors, source);
+    let (document, found) = DeTable::parse_recoverable(&text);
+    syntax::report(&mut errors, &text, &found);
     let parts = read(&mut errors, document.get_ref());
     // After a syntax error it is not known what the file says as a whole.
     if !errors.has_syntax_errors() {

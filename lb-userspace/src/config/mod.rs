@@ -15,6 +15,7 @@ mod listen;
 mod load;
 mod pools;
 mod services;
+mod syntax;
 mod values;
 mod words;
 

@@ -11,12 +11,17 @@ use super::document::{Entry, mismatch};
 
 /// A text for a message: in quotes, on one line, and not longer than a message can bear.
 pub(super) fn quote(text: &str) -> String {
+    format!("\"{}\"", clip(text))
+}
+
+/// As [`quote`], without the quotes.
+pub(super) fn clip(text: &str) -> String {
     const LONGEST: usize = 60;
     let mut shown: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
     if text.chars().nth(LONGEST).is_some() {
         shown.push_str("...");
     }
-    format!("\"{shown}\"")
+    shown
 }
 
 /// A duration as the file writes it, in the largest unit that divides it.
@@ -43,6 +48,7 @@ pub(super) fn duration(
     let text = match entry.value.get_ref() {
         DeValue::String(text) => text,
         DeValue::Integer(number) => {
+            let number = clip(&number.to_string());
             let message = format!("`{key}` has no unit: {number}");
             errors
                 .at(span, message)
@@ -202,7 +208,7 @@ fn no_address(text: &str, role: Role) -> (String, String) {
     {
         return (
             format!("{what} {shown} has a prefix length (/{})", length.escape_debug()),
-            format!("write \"{address}\""),
+            format!("write {address} without it"),
         );
     }
     let host_name = text.contains(|c: char| c.is_ascii_alphabetic())
@@ -210,8 +216,7 @@ fn no_address(text: &str, role: Role) -> (String, String) {
     if host_name {
         return (
             format!("host names are not yet supported: {shown}"),
-            format!("write the {what}'s IP address, such as \"{example}\"")
-                .replace("address's IP address", "itself"),
+            format!("write an IP address, such as \"{example}\""),
         );
     }
     (
