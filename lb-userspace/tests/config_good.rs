@@ -8,8 +8,8 @@ use lb_userspace::config::{self, Check, CheckKind, Config, OnDown, XdpMode};
 
 fn toml_files(directory: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
+        .expect("a directory of configurations")
+        .map(|entry| entry.expect("a readable directory").path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
         .collect();
     files.sort();

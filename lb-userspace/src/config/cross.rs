@@ -20,12 +20,17 @@ pub(super) struct Parts {
     pub(super) pools: Vec<PoolParts>,
     /// In the order of the file.
     pub(super) services: Vec<ServiceParts>,
+    /// False when pools or services stand under a misspelt key.
+    pub(super) sections_found: bool,
 }
 
 /// Compares the parts and puts them together; nothing when a reference could not be resolved.
 pub(super) fn check(errors: &mut Errors, parts: Parts) -> Option<Config> {
     duplicate_listeners(errors, &parts.services);
     duplicate_pools(errors, &parts);
+    if !parts.sections_found {
+        return None;
+    }
     let resolved = resolve(errors, &parts);
     let pairs: Vec<(&ServiceParts, &PoolParts)> = parts
         .services
@@ -104,8 +109,8 @@ fn resolve(errors: &mut Errors, parts: &Parts) -> Vec<Option<usize>> {
         };
         resolved.push(pool);
     }
-    // A service whose pool is not known may be the one that uses it.
-    if !unclear {
+    // A service whose pool is not known may be the one that uses it, and without any service there is another error.
+    if !unclear && !parts.services.is_empty() {
         for pool in parts.pools.iter().filter(|pool| !pool.own && !used.contains(pool.name.value.as_str())) {
             let message = format!("pool {} is used by no service", quote(&pool.name.value));
             let help = format!("add `pool = {}` to a service, or remove the pool", quote(&pool.name.value));

@@ -255,6 +255,22 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_later_is_not_unknown() {
+        for (place, word, support) in WORDS {
+            let mut errors = Errors::default();
+            let known = known(&mut errors, *place, word, Span::default());
+            let lines = errors.finish("", std::path::Path::new("x")).lines().join(" ");
+            match support {
+                Now => assert_eq!((known, lines.as_str()), (Some(*word), "")),
+                Later(meanwhile) => {
+                    assert!(known.is_none());
+                    assert!(lines.contains("is not yet supported") && lines.ends_with(meanwhile), "{lines}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn no_word_twice() {
         for (index, word) in WORDS.iter().enumerate() {
             assert!(!WORDS[..index].iter().any(|other| (other.0, other.1) == (word.0, word.1)), "{word:?}");

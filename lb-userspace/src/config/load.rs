@@ -144,5 +144,7 @@ fn read(errors: &mut Errors, document: &DeTable<'_>) -> Parts {
         pools.extend(own);
     }
     pools.sort_by_key(|pool| pool.name.span);
-    Parts { interfaces, xdp_mode, control, pools, services }
+    // Without these sections under their right names, their members are not missed one by one.
+    let sections_found = ["pools", "services"].iter().all(|key| known.get(key).is_some() || known.lacks(key));
+    Parts { interfaces, xdp_mode, control, pools, services, sections_found }
 }
