@@ -100,7 +100,7 @@ fn unreadable_files() {
     std::fs::write(&binary, b"interfaces = [\n  \"\xff\"]").unwrap();
     assert_eq!(message(&binary), "FILE:2:4: not UTF-8 text, which a configuration must be");
 
-    assert_eq!(message(Path::new("/dev/zero")), "FILE is larger than 16 MiB, which no configuration is");
+    assert_eq!(message(Path::new("/dev/zero")), "FILE is larger than 4 MiB, which no configuration is");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What is wrong with a configuration, and where.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
@@ -98,7 +99,7 @@ impl Errors {
     /// Orders the errors by position and drops what only follows from a syntax error.
     pub(super) fn finish(self, source: &str, file: &Path) -> Diagnostics {
         let lines = Lines::new(source);
-        let syntax: Vec<usize> = self
+        let syntax: HashSet<usize> = self
             .list
             .iter()
             .filter(|error| error.kind == Kind::Syntax)

@@ -13,7 +13,7 @@ use super::known_keys::Place;
 use super::{Config, general, pools, services, syntax};
 
 /// Bytes. A configuration is kilobytes; a device or a log given by mistake must not fill the memory.
-const LARGEST_FILE: u64 = 16 << 20;
+const LARGEST_FILE: u64 = 4 << 20;
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -22,8 +22,8 @@ pub enum ConfigError {
     /// The file could not be read at all.
     #[error("cannot read {}: {}", file.display(), reason(source))]
     Unreadable { file: PathBuf, source: io::Error },
-    /// Larger than 16 MiB.
-    #[error("{} is larger than 16 MiB, which no configuration is", file.display())]
+    /// Larger than 4 MiB.
+    #[error("{} is larger than 4 MiB, which no configuration is", file.display())]
     TooLarge { file: PathBuf },
     /// Not text; line and column (in bytes) from 1.
     #[error("{}:{line}:{column}: not UTF-8 text, which a configuration must be", file.display())]

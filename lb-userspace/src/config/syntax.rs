@@ -131,7 +131,7 @@ pub(super) fn report(errors: &mut Errors, source: &str, found: &[toml::de::Error
     let mut last_word = None;
     for error in found {
         let span = Span::from(error.span().unwrap_or(source.len()..source.len()));
-        let line = source[..source.floor_char_boundary(span.start)].matches('\n').count();
+        let line = line_start(source, source.floor_char_boundary(span.start));
         let message = error.message();
         if message == "duplicate key" {
             let key = source.get(span.start..span.end).unwrap_or_default();
