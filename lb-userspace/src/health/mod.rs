@@ -25,12 +25,12 @@ use crate::config::Check;
 
 mod error;
 pub mod fsm;
-//pub mod probe;
-//pub mod runner;
+pub mod probe;
+pub mod runner;
 pub mod schedule;
 
 pub use error::{CheckError, Stage};
-//pub use runner::{Runner, spawn};
+pub use runner::{Runner, spawn};
 
 /// What the checks say of a server. Whether an operator wants it used is another matter (`AdminState`).
 #[derive(
