@@ -42,7 +42,9 @@ enum Command {
 /// Outside a tokio runtime with I/O and time.
 #[must_use]
 pub fn spawn(reports: mpsc::Sender<Report>) -> Runner {
-    spawn_with(reports, concurrency(), |target: Arc<Target>| async move { probe::examine(&target).await })
+    spawn_with(reports, concurrency(), rand::random(), |target: Arc<Target>| async move {
+        probe::examine(&target).await
+    })
 }
 
 impl Runner {
@@ -76,8 +78,8 @@ fn concurrency() -> usize {
     usize::try_from(half).unwrap_or(MAX_CONCURRENT).clamp(1, MAX_CONCURRENT)
 }
 
-/// [`spawn`] with another way to examine a target, and at most `limit` checks at a time.
-fn spawn_with<P, F>(reports: mpsc::Sender<Report>, limit: usize, probe: P) -> Runner
+/// [`spawn`] with another way to examine a target, at most `limit` checks at a time, and a schedule by `seed`.
+fn spawn_with<P, F>(reports: mpsc::Sender<Report>, limit: usize, seed: u64, probe: P) -> Runner
 where
     P: Fn(Arc<Target>) -> F + Send + 'static,
     F: Future<Output = Examined> + Send + 'static,
@@ -88,7 +90,7 @@ where
         reports,
         limit,
         probe,
-        schedule: Schedule::new(rand::random()),
+        schedule: Schedule::new(seed),
         ids: HashMap::new(),
         watched: HashMap::new(),
         next_id: 0,
