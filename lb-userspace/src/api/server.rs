@@ -1,7 +1,6 @@
 //! The routes of the API, each a question to the control task.
 
 use std::convert::Infallible;
-use std::fmt::Write as _;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
@@ -186,18 +185,20 @@ async fn healthz(State(api): State<Api>) -> Result<Response, ApiError> {
 }
 
 async fn unknown_route(method: Method, uri: Uri) -> ApiError {
-    let mut error = format!("there is no {method} {}; there are ", uri.path());
-    for (index, route) in ROUTES.iter().enumerate() {
-        let separator = if index == 0 { "" } else { ", " };
-        // Writing to a String cannot fail.
-        let _ = write!(error, "{separator}{route}");
-    }
-    ApiError::new(StatusCode::NOT_FOUND, error)
+    let mut error =
+        ApiError::new(StatusCode::NOT_FOUND, format!("there is no {method} {}; there are", uri.path()));
+    error.body.details = ROUTES.iter().map(|&route| route.to_owned()).collect();
+    error
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     let path = uri.path();
-    let right = if matches!(method, Method::POST) { "GET" } else { "POST" };
+    let reads = ROUTES.iter().filter_map(|route| route.strip_prefix("GET "));
+    let right = if reads.filter_map(|route| route.split('?').next()).any(|route| route == path) {
+        "GET"
+    } else {
+        "POST"
+    };
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} does not take {method}; use {right}"))
 }
 

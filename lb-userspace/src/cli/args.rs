@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+const GLOBAL: &str = "Global options";
+
 /// An XDP load balancer: one address in front of several servers.
 #[derive(Debug, Parser)]
 #[command(
@@ -13,7 +15,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
     infer_subcommands = true,
     arg_required_else_help = true,
     after_help = "\
-Commands may be shortened as long as they stay unambiguous: `matapa sh ba` is `matapa show backends`.
+Commands may be shortened: `matapa sh ba` is `matapa show backends`.
 
 Exit status:
   0  done
@@ -36,15 +38,27 @@ pub struct Cli {
         global = true,
         value_name = "PATH",
         env = "MATAPA_SOCKET",
+        hide_env_values = true,
+        help_heading = GLOBAL,
+        display_order = 100,
         default_value = "/run/matapa/control.sock",
         value_hint = ValueHint::FilePath
     )]
     pub socket: PathBuf,
     /// Log more; twice for everything
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = GLOBAL, display_order = 101)]
     pub verbose: u8,
-    /// Colours: on a terminal, always, or never
-    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t)]
+    /// Colours: auto (on a terminal), always or never
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        help_heading = GLOBAL,
+        display_order = 102
+    )]
     pub color: Color,
     #[command(subcommand)]
     pub command: Command,
@@ -62,7 +76,7 @@ pub enum Color {
 pub enum Command {
     /// Run the daemon in the foreground
     #[command(after_help = "\
-The daemon adopts what an earlier one left in the kernel: stopping, killing or replacing it loses no packet.
+The daemon adopts what an earlier one left in the kernel: stopping, killing or replacing it loses no packet. \
 To stop forwarding use `matapa detach`. SIGHUP reloads the file; SIGTERM and SIGINT end the daemon.
 
 Examples:
@@ -104,7 +118,7 @@ Examples:
     Backend(BackendCommand),
     /// Apply the configuration file again
     #[command(after_help = "\
-Only what differs is changed; health, flows and counters of the rest are kept. A file with an error is
+Only what differs is changed; health, flows and counters of the rest are kept. A file with an error is \
 refused whole (exit status 3) and the running configuration stays.
 
 Examples:
@@ -113,7 +127,7 @@ Examples:
     Reload,
     /// Stop forwarding and remove what is pinned in the kernel
     #[command(after_help = "\
-Stop the daemon first: it would attach again at its next start. Traffic to the services then ends at this
+Stop the daemon first: it would attach again at its next start. Traffic to the services then ends at this \
 machine. With -c only what this file's daemon pinned is removed.
 
 Examples:
@@ -178,7 +192,7 @@ pub struct OptionalConfigFile {
 }
 
 #[derive(Debug, Args)]
-#[command(infer_subcommands = true)]
+#[command(infer_subcommands = true, subcommand_value_name = "SCREEN", subcommand_help_heading = "Screens")]
 pub struct Show {
     #[command(subcommand)]
     pub screen: Option<Screen>,

@@ -192,8 +192,8 @@ fn choose<'a>(status: &'a Status, only: Option<&str>) -> Result<Vec<&'a ServiceS
     let found: Vec<_> = status.services.iter().filter(|service| service.name == wanted).collect();
     if found.is_empty() {
         let names: Vec<_> = status.services.iter().map(|service| service.name.as_str()).collect();
-        let names = if names.is_empty() { "there are none".to_owned() } else { names.join(", ") };
-        return Err(Failure::failed(clean(&format!("no service {wanted:?}; services: {names}"))));
+        let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        return Err(Failure::failed(clean(&format!("there is no service {wanted:?}; there are {names}"))));
     }
     Ok(found)
 }

@@ -36,10 +36,22 @@ pub fn table(columns: &[Column]) -> Table {
 pub fn lines(table: &Table) -> String {
     let mut text = String::new();
     for line in table.lines() {
-        text.push_str(line.trim_end());
+        push_trimmed(&mut text, &line);
         text.push('\n');
     }
     text
+}
+
+/// Adds the line without the blanks at its end, but with the escape sequences among them, which end a colour.
+fn push_trimmed(text: &mut String, line: &str) {
+    let line = line.trim_end();
+    let sequence = line.strip_suffix('m').and_then(|rest| {
+        let start = rest.rfind("\x1b[")?;
+        rest[start + 2..].bytes().all(|byte| byte.is_ascii_digit() || byte == b';').then_some(start)
+    });
+    let Some(start) = sequence else { return text.push_str(line) };
+    push_trimmed(text, &line[..start]);
+    text.push_str(&line[start..]);
 }
 
 /// A cell of text that came from elsewhere.
@@ -122,7 +134,17 @@ pub fn human_bytes(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{clean, human_bytes};
+    use super::{clean, human_bytes, push_trimmed};
+
+    #[test]
+    fn colours_do_not_keep_blanks_alive() {
+        let mut text = String::new();
+        push_trimmed(&mut text, "\x1b[32mup\x1b[39m  \x1b[1mName    \x1b[22m \x1b[0m  ");
+        assert_eq!(text, "\x1b[32mup\x1b[39m  \x1b[1mName\x1b[22m\x1b[0m");
+        text.clear();
+        push_trimmed(&mut text, "room");
+        assert_eq!(text, "room");
+    }
 
     #[test]
     fn bytes_are_short() {
