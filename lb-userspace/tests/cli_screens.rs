@@ -2,7 +2,7 @@
 
 mod api_fake;
 
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -78,6 +78,16 @@ fn the_summary_is_the_default_and_words_can_be_shortened() {
 }
 
 #[test]
+fn the_socket_option_wins_over_the_environment() {
+    let fake = Fake::start();
+    let option = format!("--socket {}", fake.socket().display());
+    for arguments in [format!("{option} show backends"), format!("show backends {option}")] {
+        let output = run(Path::new("/nonexistent"), &arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
 fn a_refused_reload_lists_each_error() {
     let fake = Fake::start();
     *fake.reload.lock().expect("the outcome") = Err(vec![
@@ -89,24 +99,28 @@ fn a_refused_reload_lists_each_error() {
 
 #[test]
 fn events_are_one_line_each() {
-    for (name, arguments) in [("monitor", "monitor"), ("monitor_json", "monitor --json")] {
+    // The gap in the numbers is a line of its own.
+    for (name, arguments, lines) in [("monitor", "monitor", 9), ("monitor_json", "monitor --json", 8)] {
         let mut fake = Fake::start();
-        let child = matapa(&fake.socket(), arguments)
+        let mut child = matapa(&fake.socket(), arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("it runs");
+        let mut stdout = BufReader::new(child.stdout.take().expect("a pipe"));
         fake.wait_for_reader();
         for event in api_fake::events() {
             fake.events.send(event).expect("a reader");
         }
-        // The daemon ends its streams, but what is in flight arrives first.
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        let mut text = String::new();
+        for _ in 0..lines {
+            assert_ne!(stdout.read_line(&mut text).expect("output"), 0, "it ended: {text}");
+        }
         fake.stop();
+        stdout.read_to_string(&mut text).expect("output");
         let output = child.wait_with_output().expect("it ends");
         assert_eq!(output.status.code(), Some(4));
-        let text =
-            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
         insta::assert_snapshot!(
             name,
             text.replace(&fake.directory.path().display().to_string(), "/run/matapa")

@@ -28,6 +28,8 @@ const DEFAULT_FLOWS: usize = 1_000;
 const MOST_FLOWS: usize = 1_000_000;
 /// How long requests that are being answered may take once the daemon stops.
 const GRACE: Duration = Duration::from_secs(2);
+/// So that events of the shutdown itself still arrive.
+const LAST_EVENTS: Duration = Duration::from_millis(100);
 /// A control task that does not answer within this is stuck.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(5);
 
@@ -119,6 +121,7 @@ async fn events(State(api): State<Api>) -> Response {
     let stop = async move {
         // An error means that the server is gone, so the stream ends as well.
         let _ = closing.wait_for(|closing| *closing).await;
+        tokio::time::sleep(LAST_EVENTS).await;
     };
     let lines = BroadcastStream::new(api.control.subscribe())
         // A reader that fell behind sees the gap in the event numbers.

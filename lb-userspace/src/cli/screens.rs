@@ -10,7 +10,7 @@ use crate::api::types::{
 };
 use crate::cli::exit::Failure;
 use crate::cli::table::{
-    Column::{Number, Text},
+    Column::{Number, Prose, Text},
     Meaning, admin, clean, health, human_bytes, lines, status as word, table, text,
 };
 use crate::health::Health;
@@ -49,7 +49,7 @@ pub fn services(status: &Status, only: Option<&str>) -> Result<String, Failure> 
     let mut table = table(&[
         Text("Name"),
         Text("Status"),
-        Text("Listen"),
+        Prose("Listen"),
         Text("Forward"),
         Text("Scheduler"),
         Text("Pool"),
@@ -93,7 +93,7 @@ pub fn backends(status: &Status, only: Option<&str>) -> Result<String, Failure> 
         Number("Packets"),
         Number("Bytes"),
         Number("Check"),
-        Text("Error"),
+        Prose("Error"),
     ]);
     for service in chosen {
         for backend in &service.backends {
@@ -172,7 +172,7 @@ pub fn counters(counters: &Counters, all: bool) -> String {
     if chosen.is_empty() {
         return "no packets counted yet; --all shows every counter\n".to_owned();
     }
-    let mut table = table(&[Text("Counter"), Number("Packets"), Text("Verdict"), Text("Meaning")]);
+    let mut table = table(&[Text("Counter"), Number("Packets"), Text("Verdict"), Prose("Meaning")]);
     for (name, counter) in chosen {
         table.add_row([
             text(name),

@@ -11,6 +11,8 @@ use crate::cli::screens;
 /// Home, then erase to the end: less flicker than the other way round.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
+/// Prints the screen once, or, with `--watch`, until something ends it.
+///
 /// # Errors
 /// When the daemon cannot be reached or refuses, or the output is closed.
 pub async fn show(client: &Client, show: Show) -> Result<(), Failure> {

@@ -2,17 +2,26 @@
 
 use std::borrow::Cow;
 
-use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{
+    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, Width, presets,
+};
 
 use crate::api::types::AdminState;
 use crate::health::Health;
 
-/// A column's heading, and whether it holds numbers.
+/// A column's heading, and what it holds.
 #[derive(Clone, Copy, Debug)]
 pub enum Column {
+    /// A name or a word, never broken.
     Text(&'static str),
+    /// To the right, never broken.
     Number(&'static str),
+    /// Broken into lines where the terminal is narrow.
+    Prose(&'static str),
 }
+
+/// Narrower prose would be a column of syllables; the terminal may rather break the row.
+const NARROWEST_PROSE: u16 = 24;
 
 /// A table with these headings and no rows.
 pub fn table(columns: &[Column]) -> Table {
@@ -20,11 +29,15 @@ pub fn table(columns: &[Column]) -> Table {
     // Colours are always written; the output stream removes them where nobody sees them.
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).enforce_styling();
     table.set_header(columns.iter().map(|column| {
-        let (Column::Text(name) | Column::Number(name)) = *column;
+        let (Column::Text(name) | Column::Number(name) | Column::Prose(name)) = *column;
         Cell::new(name).add_attribute(Attribute::Bold)
     }));
     for (column, kind) in table.column_iter_mut().zip(columns) {
         column.set_padding((0, 2));
+        column.set_constraint(match kind {
+            Column::Text(_) | Column::Number(_) => ColumnConstraint::ContentWidth,
+            Column::Prose(_) => ColumnConstraint::LowerBoundary(Width::Fixed(NARROWEST_PROSE)),
+        });
         if let Column::Number(_) = kind {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -62,9 +75,9 @@ pub fn text(content: &str) -> Cell {
 /// A word in the colour of what it means.
 pub fn status(word: &str, meaning: Meaning) -> Cell {
     match meaning {
-        Meaning::Good => Cell::new(word).fg(Color::Green),
-        Meaning::Bad => Cell::new(word).fg(Color::Red),
-        Meaning::Notice => Cell::new(word).fg(Color::Yellow),
+        Meaning::Good => Cell::new(word).fg(Color::DarkGreen),
+        Meaning::Bad => Cell::new(word).fg(Color::DarkRed),
+        Meaning::Notice => Cell::new(word).fg(Color::DarkYellow),
     }
 }
 
