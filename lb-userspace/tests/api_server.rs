@@ -136,6 +136,15 @@ fn metrics_are_for_prometheus() {
     assert_eq!(get("POST /metrics").0, 405);
 }
 
+#[test]
+fn names_cannot_break_out_of_their_label() {
+    let mut status = api_fake::status();
+    status.services[0].name = "a\"} 1\nb\\".to_owned();
+    let flows = lb_userspace::api::types::Flows { total: 0, capacity: 0, flows: Vec::new() };
+    let text = lb_userspace::api::metrics::render(&status, &api_fake::counters(), &flows).expect("text");
+    assert!(text.contains(r#"matapa_service_up{service="a\"} 1\nb\\"} 1"#), "{text}");
+}
+
 #[tokio::test]
 async fn a_taken_metrics_address_is_named() {
     let fake = Fake::start();

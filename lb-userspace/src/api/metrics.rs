@@ -20,6 +20,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 
 use crate::api::error::ApiError;
+use crate::api::server::serve_until;
 use crate::api::types::{AdminState, BackendStatus, Counters, Flows, ServiceState, ServiceStatus, Status};
 use crate::control::request::{ControlHandle, Request};
 use crate::health::Health;
@@ -55,7 +56,7 @@ pub async fn serve(
         .route("/metrics", get(scrape))
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "there is only GET /metrics here"))
         .with_state(control);
-    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+    serve_until(listener, router, shutdown).await
 }
 
 async fn scrape(State(control): State<ControlHandle>) -> Result<Response, ApiError> {

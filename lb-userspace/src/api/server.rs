@@ -1,6 +1,7 @@
 //! The routes of the API, each a question to the control task.
 
 use std::convert::Infallible;
+use std::fmt::Debug;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::Listener;
 use axum::{Json, Router};
 use futures_util::StreamExt as _;
 use serde_json::json;
@@ -63,8 +65,25 @@ pub async fn serve(
 ) -> io::Result<()> {
     let listener = socket.into_listener()?;
     let (close, closing) = watch::channel(false);
-    let mut closed = closing.clone();
-    let server = axum::serve(listener, router(control, closing)).with_graceful_shutdown(async move {
+    let shutdown = async move {
+        shutdown.await;
+        close.send_replace(true);
+    };
+    serve_until(listener, router(control, closing), shutdown).await
+}
+
+/// Serves until `shutdown` resolves; what is being answered then has [`GRACE`] to finish.
+pub(super) async fn serve_until<L>(
+    listener: L,
+    router: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()>
+where
+    L: Listener,
+    L::Addr: Debug,
+{
+    let (close, mut closed) = watch::channel(false);
+    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
         shutdown.await;
         close.send_replace(true);
     });
