@@ -2,8 +2,9 @@
 
 use crate::abi::net::{Be16, Protocol};
 use crate::abi::{Backend, FlowTuple, FlowWord, Listener, Side};
+use crate::flow;
 use crate::hash::Key;
-use crate::packet::eth::Mac;
+use crate::packet::eth::Macs;
 use crate::packet::ip4::Ipv4;
 use crate::packet::ip6::Ipv6;
 use crate::verdict::Reason;
@@ -14,16 +15,27 @@ pub trait Line: Copy {
 
     /// Replaces the word at `way` if it is still `old`; says whether it did.
     fn replace(&self, way: usize, old: FlowWord, new: FlowWord) -> bool;
+
+    /// As [`flow::find`]. The program calls it as a function that the verifier checks on its own: explored inside each of its
+    /// callers, the ways would multiply their paths.
+    #[inline(always)]
+    fn find(&self, fingerprint: u32) -> usize {
+        flow::find(*self, fingerprint)
+    }
+
+    /// As [`flow::victim`], with the same remark.
+    #[inline(always)]
+    fn victim(&self, now: u16) -> usize {
+        flow::victim(*self, now)
+    }
 }
 
-/// Where a packet leaves, by the kernel's routing table and neighbours.
+/// What the kernel's routing table and neighbours say of a destination.
+#[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    Via {
-        ifindex: u32,
-        source: Mac,
-        destination: Mac,
-    },
+pub enum Reach {
+    /// By the interface and MAC addresses in the [`Route`].
+    Known,
     /// The kernel knows the way but not yet the neighbour's MAC address.
     NeighbourUnknown,
     /// Larger than the MTU on the way.
@@ -38,18 +50,19 @@ pub enum Route {
     Unsupported,
 }
 
+/// Where a packet leaves. Not an enum with fields, as the verifier refuses a program that copies undefined ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub reach: Reach,
+    /// These mean something with [`Reach::Known`] only.
+    pub ifindex: u32,
+    pub macs: Macs,
+}
+
 impl Route {
-    /// A digit for each kind, for traces.
-    pub const fn number(self) -> u32 {
-        match self {
-            Self::Via { .. } => 0,
-            Self::NeighbourUnknown => 1,
-            Self::TooBig => 2,
-            Self::NotForwarded => 3,
-            Self::Refused => 4,
-            Self::ForwardingDisabled => 5,
-            Self::Unsupported => 6,
-        }
+    /// No way out, for this reason.
+    pub const fn none(reach: Reach) -> Self {
+        Self { reach, ifindex: 0, macs: Macs { destination: [0; 6], source: [0; 6] } }
     }
 }
 
@@ -65,7 +78,7 @@ pub enum Step {
     NoFlow,
     /// The scheduler chose: the slot, and the backend in it.
     Picked,
-    /// The kernel knows the way or not: [`Route::number`].
+    /// The kernel knows the way or not: [`Reach`].
     Routed,
     /// The end: the [`Reason`] and what the driver is told.
     Done,
@@ -76,8 +89,8 @@ pub trait Env {
     type Line: Line;
     type Key: Key;
 
-    fn endpoint4(&self, side: Side, addr: [u8; 4], port: Be16, protocol: Protocol) -> Option<u32>;
-    fn endpoint6(&self, side: Side, addr: [u8; 16], port: Be16, protocol: Protocol) -> Option<u32>;
+    fn endpoint4(&self, side: Side, addr: &[u8; 4], port: Be16, protocol: Protocol) -> Option<u32>;
+    fn endpoint6(&self, side: Side, addr: &[u8; 16], port: Be16, protocol: Protocol) -> Option<u32>;
 
     /// `None` only for a number outside the map.
     fn listener(&self, id: u32) -> Option<&Listener>;

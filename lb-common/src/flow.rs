@@ -4,27 +4,42 @@ use crate::abi::flow::{FlowState, FlowWord, WAYS};
 use crate::env::Line;
 use crate::packet::tcp::TcpFlags;
 
-/// The way in a line that holds a flow of this fingerprint.
+/// The way in a line that holds a flow of this fingerprint; [`WAYS`] when none does.
 #[inline(always)]
-pub fn find<L: Line>(line: L, fingerprint: u32) -> Option<(usize, FlowWord)> {
+pub fn find<L: Line>(line: L, fingerprint: u32) -> usize {
     for way in 0..WAYS {
         let word = line.load(way);
         if word.fingerprint() == fingerprint && !word.is_free() {
-            return Some((way, word));
+            return way;
         }
     }
-    None
+    WAYS
+}
+
+/// The way in a line that is free, or whose flow's loss hurts least: closed, the oldest opening one, ...
+#[inline(always)]
+pub fn victim<L: Line>(line: L, now: u16) -> usize {
+    let mut victim = 0;
+    let mut least = u32::MAX;
+    for way in 0..WAYS {
+        let word = line.load(way);
+        let age = now.wrapping_sub(word.time());
+        let cost = rank(word.state()) << 16 | (u16::MAX - age) as u32;
+        if cost < least {
+            least = cost;
+            victim = way;
+        }
+    }
+    victim
 }
 
 /// What became of a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recorded {
-    /// In a free way.
-    Added(usize),
+pub struct Recorded {
+    /// Where it stands; [`WAYS`]: nowhere, as every flow in the line is worth more.
+    pub way: usize,
     /// In the place of another flow.
-    Evicted(usize),
-    /// Nowhere: every flow in the line is worth more.
-    Not,
+    pub evicted: bool,
 }
 
 /// How much losing a flow hurts; 0 is free room.
@@ -55,26 +70,15 @@ const fn may_evict(state: FlowState) -> u32 {
     }
 }
 
-/// Puts a new flow into its line, in the place of the one that hurts least: free, closed, the oldest opening one, ...
+/// Puts a new flow into its line, in the place of the one that hurts least.
 #[inline(always)]
 pub fn record<L: Line>(line: L, new: FlowWord) -> Recorded {
-    let mut best_way = 0;
-    let mut best_word = FlowWord::FREE;
-    let mut best_cost = u32::MAX;
-    for way in 0..WAYS {
-        let word = line.load(way);
-        let age = new.time().wrapping_sub(word.time());
-        let cost = rank(word.state()) << 16 | (u16::MAX - age) as u32;
-        if cost < best_cost {
-            best_cost = cost;
-            best_way = way;
-            best_word = word;
-        }
+    let way = line.victim(new.time()) & (WAYS - 1);
+    let old = line.load(way);
+    if rank(old.state()) > may_evict(new.state()) || !line.replace(way, old, new) {
+        return Recorded { way: WAYS, evicted: false };
     }
-    if best_cost >> 16 > may_evict(new.state()) || !line.replace(best_way, best_word, new) {
-        return Recorded::Not;
-    }
-    if best_word.is_free() { Recorded::Added(best_way) } else { Recorded::Evicted(best_way) }
+    Recorded { way, evicted: !old.is_free() }
 }
 
 /// The state after a segment from the client.
@@ -112,5 +116,5 @@ pub const fn after_backend(state: FlowState, flags: TcpFlags) -> FlowState {
 /// Whether a line has a free way.
 #[inline(always)]
 pub fn has_room<L: Line>(line: L) -> bool {
-    (0..WAYS).any(|way| line.load(way).is_free())
+    line.load(line.victim(0) & (WAYS - 1)).is_free()
 }

@@ -103,6 +103,8 @@ reasons! {
     MalformedUdp = "malformed_udp", Drop, "For a service, with a UDP length that does not fit the packet.";
     UdpWithoutChecksum = "udp_without_checksum", Drop, "For a service, UDP over IPv6 without the checksum it must have.";
     NoBackend = "no_backend", Drop, "For a service of which no backend can take a new flow.";
+    BackendGone = "backend_gone", Drop,
+        "A client's RST, or its segment without an acknowledgment, for a backend that is down: there is nothing to answer.";
     NoRoute = "no_route", Drop, "The gateway has no route to the backend, or the backend is the gateway itself.";
     ForwardingDisabled = "forwarding_disabled", Drop,
         "Forwarding is switched off on the interface the packet came in on (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding).";

@@ -1,7 +1,7 @@
 //! `lb_common::env::Env` over maps and helpers.
 
+use core::arch::asm;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg};
-use core::mem::zeroed;
 use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::{
@@ -14,8 +14,10 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::abi::flow::{FlowLine, FlowTuple, FlowWord, WAYS};
 use lb_common::abi::net::{Be16, Protocol};
 use lb_common::abi::{Backend, Endpoint4, Endpoint6, Listener, Side};
-use lb_common::env::{Env, Line, Route, Step};
+use lb_common::env::{Env, Line, Reach, Route, Step};
+use lb_common::flow;
 use lb_common::hash::Key;
+use lb_common::packet::eth::Macs;
 use lb_common::packet::ip4::Ipv4;
 use lb_common::packet::ip6::Ipv6;
 use lb_common::verdict::Reason;
@@ -30,13 +32,51 @@ pub struct Kernel<'c>(pub &'c XdpContext);
 
 /// A line of `FLOWS`. Never null: made from a lookup that found it.
 #[derive(Clone, Copy)]
-pub struct KernelLine(*mut u64);
+pub struct KernelLine {
+    words: *mut u64,
+    index: u32,
+}
+
+/// `flow::find` as a global function: verified once, for any line, instead of in each of its callers.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn matapa_find(line: u32, fingerprint: u32) -> u32 {
+    match line_at(line) {
+        Some(line) => flow::find(line, fingerprint) as u32,
+        None => WAYS as u32,
+    }
+}
+
+/// `flow::victim` likewise. `now` has 16 bits.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn matapa_victim(line: u32, now: u32) -> u32 {
+    match line_at(line) {
+        Some(line) => flow::victim(line, now as u16) as u32,
+        None => 0,
+    }
+}
+
+/// A way that the verifier believes in. The compiler would leave out an `&` that it can prove to be superfluous, by a comparison of which
+/// the verifier has lost track.
+#[inline(always)]
+fn within(mut way: usize) -> usize {
+    const _: () = assert!(WAYS == 8);
+    // SAFETY: one arithmetic instruction on one register.
+    unsafe { asm!("{way} &= 7", way = inout(reg) way, options(pure, nomem, nostack)) };
+    way
+}
+
+#[inline(always)]
+fn line_at(index: u32) -> Option<KernelLine> {
+    maps::FLOWS.get_ptr_mut(index).map(|line: *mut FlowLine| KernelLine { words: line.cast(), index })
+}
 
 impl Line for KernelLine {
     #[inline(always)]
     fn load(&self, way: usize) -> FlowWord {
-        // SAFETY: `way` is below WAYS and the map's value has that many words; the read is one instruction.
-        FlowWord(unsafe { read_volatile(self.0.add(way & (WAYS - 1))) })
+        // SAFETY: the map's value has WAYS words; the read is one instruction.
+        FlowWord(unsafe { read_volatile(self.words.add(within(way))) })
     }
 
     #[inline(always)]
@@ -44,12 +84,22 @@ impl Line for KernelLine {
         // SAFETY: as in `load`.
         let (_, done) = unsafe {
             atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
-                self.0.add(way & (WAYS - 1)),
+                self.words.add(within(way)),
                 old.0,
                 new.0,
             )
         };
         done
+    }
+
+    #[inline(always)]
+    fn find(&self, fingerprint: u32) -> usize {
+        matapa_find(self.index, fingerprint) as usize
+    }
+
+    #[inline(always)]
+    fn victim(&self, now: u16) -> usize {
+        matapa_victim(self.index, u32::from(now)) as usize
     }
 }
 
@@ -68,23 +118,32 @@ impl Key for maps::HashKeyConstant {
 impl Kernel<'_> {
     /// Asks the kernel's routing table and neighbours (bpf-helpers(7)).
     #[inline(always)]
-    fn lookup(&self, params: &mut bpf_fib_lookup) -> Route {
+    fn lookup(&self, ask: impl FnOnce(&mut bpf_fib_lookup)) -> Route {
+        let Some(params) = maps::ROUTE_QUERY.get_ptr_mut(0) else {
+            return Route::none(Reach::Unsupported);
+        };
+        // SAFETY: this CPU's own value; XDP programs do not interrupt each other on a CPU.
+        let params = unsafe { &mut *params };
+        params.ifindex = self.ingress();
+        params.sport = 0;
+        params.dport = 0;
+        ask(params);
         // SAFETY: the context is this program's; `params` is as long as said.
         let found = unsafe { fib_lookup(self.0.ctx.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
-        match found as u32 {
-            BPF_FIB_LKUP_RET_SUCCESS => {
-                Route::Via { ifindex: params.ifindex, source: params.smac, destination: params.dmac }
-            }
-            BPF_FIB_LKUP_RET_NO_NEIGH => Route::NeighbourUnknown,
-            BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::TooBig,
-            BPF_FIB_LKUP_RET_NOT_FWDED => Route::NotForwarded,
-            BPF_FIB_LKUP_RET_FWD_DISABLED => Route::ForwardingDisabled,
+        let reach = match found as u32 {
+            BPF_FIB_LKUP_RET_SUCCESS => Reach::Known,
+            BPF_FIB_LKUP_RET_NO_NEIGH => Reach::NeighbourUnknown,
+            BPF_FIB_LKUP_RET_FRAG_NEEDED => Reach::TooBig,
+            BPF_FIB_LKUP_RET_NOT_FWDED => Reach::NotForwarded,
+            BPF_FIB_LKUP_RET_FWD_DISABLED => Reach::ForwardingDisabled,
             BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
-                Route::Refused
+                Reach::Refused
             }
             // Lightweight tunnels, and errors for arguments that are never wrong here.
-            _ => Route::Unsupported,
-        }
+            _ => Reach::Unsupported,
+        };
+        let macs = Macs { destination: params.dmac, source: params.smac };
+        Route { reach, ifindex: params.ifindex, macs }
     }
 }
 
@@ -93,15 +152,15 @@ impl Env for Kernel<'_> {
     type Key = maps::HashKeyConstant;
 
     #[inline(always)]
-    fn endpoint4(&self, side: Side, addr: [u8; 4], port: Be16, protocol: Protocol) -> Option<u32> {
-        let key = Endpoint4::new(side, addr, port, protocol);
+    fn endpoint4(&self, side: Side, addr: &[u8; 4], port: Be16, protocol: Protocol) -> Option<u32> {
+        let key = Endpoint4::new(side, *addr, port, protocol);
         // SAFETY: the value is four aligned bytes, copied out at once.
         unsafe { maps::ENDPOINTS4.get(&key) }.copied()
     }
 
     #[inline(always)]
-    fn endpoint6(&self, side: Side, addr: [u8; 16], port: Be16, protocol: Protocol) -> Option<u32> {
-        let key = Endpoint6::new(side, addr, port, protocol);
+    fn endpoint6(&self, side: Side, addr: &[u8; 16], port: Be16, protocol: Protocol) -> Option<u32> {
+        let key = Endpoint6::new(side, *addr, port, protocol);
         // SAFETY: as above.
         unsafe { maps::ENDPOINTS6.get(&key) }.copied()
     }
@@ -136,7 +195,7 @@ impl Env for Kernel<'_> {
 
     #[inline(always)]
     fn flow_line(&self, line: u32) -> Option<KernelLine> {
-        maps::FLOWS.get_ptr_mut(line).map(|line: *mut FlowLine| KernelLine(line.cast()))
+        line_at(line)
     }
 
     #[inline(always)]
@@ -160,30 +219,26 @@ impl Env for Kernel<'_> {
 
     #[inline(always)]
     fn route4(&self, ip: &Ipv4, protocol: Protocol) -> Route {
-        // SAFETY: all fields are integers.
-        let mut params: bpf_fib_lookup = unsafe { zeroed() };
-        params.family = AF_INET;
-        params.l4_protocol = protocol.number();
-        params.__bindgen_anon_1.tot_len = ip.total_len.get();
-        params.ifindex = self.ingress();
-        params.__bindgen_anon_2.tos = ip.tos;
-        params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(ip.source);
-        params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(ip.destination);
-        self.lookup(&mut params)
+        self.lookup(|params| {
+            params.family = AF_INET;
+            params.l4_protocol = protocol.number();
+            params.__bindgen_anon_1.tot_len = ip.total_len.get();
+            params.__bindgen_anon_2.tos = ip.tos;
+            params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(ip.source);
+            params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(ip.destination);
+        })
     }
 
     #[inline(always)]
     fn route6(&self, ip: &Ipv6, protocol: Protocol) -> Route {
-        // SAFETY: all fields are integers.
-        let mut params: bpf_fib_lookup = unsafe { zeroed() };
-        params.family = AF_INET6;
-        params.l4_protocol = protocol.number();
-        params.__bindgen_anon_1.tot_len = ip.payload_len.get().saturating_add(40);
-        params.ifindex = self.ingress();
-        params.__bindgen_anon_2.flowinfo = u32::from_ne_bytes(ip.flow_info());
-        params.__bindgen_anon_3.ipv6_src = words(&ip.source);
-        params.__bindgen_anon_4.ipv6_dst = words(&ip.destination);
-        self.lookup(&mut params)
+        self.lookup(|params| {
+            params.family = AF_INET6;
+            params.l4_protocol = protocol.number();
+            params.__bindgen_anon_1.tot_len = ip.payload_len.get().saturating_add(40);
+            params.__bindgen_anon_2.flowinfo = u32::from_ne_bytes(ip.flow_info());
+            params.__bindgen_anon_3.ipv6_src = words(&ip.source);
+            params.__bindgen_anon_4.ipv6_dst = words(&ip.destination);
+        })
     }
 
     #[inline(always)]
@@ -219,7 +274,7 @@ impl Env for Kernel<'_> {
     #[inline(always)]
     fn trace(&self, step: Step, first: u32, second: u32) {
         if maps::TRACE.load() != 0 {
-            trace::log(self.0, step, first, second);
+            trace::note(self.0, step, first, second);
         }
     }
 }

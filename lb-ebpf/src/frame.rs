@@ -1,5 +1,7 @@
 //! `lb_common::packet::Packet` over an XDP frame: the only place with packet pointers.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
 use bytemuck::Pod;
@@ -13,11 +15,26 @@ impl Frame<'_> {
     /// The pointer is computed once and that very pointer compared with the end: the verifier tracks it from there.
     #[inline(always)]
     fn pointer<T>(&self, at: usize) -> Option<*mut T> {
-        let start = self.0.data() + at;
-        if start + size_of::<T>() > self.0.data_end() {
+        let start = self.start() + at;
+        if start + size_of::<T>() > self.end() {
             return None;
         }
         Some(start as *mut T)
+    }
+
+    /// The first byte. Read anew each time: the compiler would conclude from one comparison that another is superfluous, in
+    /// ways that the verifier does not follow.
+    #[inline(always)]
+    fn start(&self) -> usize {
+        // SAFETY: the context is this program's.
+        unsafe { read_volatile(&raw const (*self.0.ctx).data) as usize }
+    }
+
+    /// The byte after the linear part.
+    #[inline(always)]
+    fn end(&self) -> usize {
+        // SAFETY: the context is this program's.
+        unsafe { read_volatile(&raw const (*self.0.ctx).data_end) as usize }
     }
 
     /// Bytes of the frame with the parts that are not linear.
@@ -44,7 +61,7 @@ impl Packet for Frame<'_> {
     #[inline(always)]
     fn holds(&self, len: usize) -> bool {
         // The helper is asked only about frames that come in parts.
-        self.0.data_end() - self.0.data() >= len || self.whole_len() >= len
+        self.end() - self.start() >= len || self.whole_len() >= len
     }
 
     #[inline(always)]

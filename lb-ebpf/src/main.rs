@@ -2,7 +2,7 @@
 
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![expect(internal_features, reason = "compare-and-swap exists on the BPF target as an intrinsic only")]
 
 mod env;
@@ -21,7 +21,9 @@ use lb_common::verdict::Action;
 /// The one entry point. `frags`: frames larger than a page come in parts, of which the first holds the headers.
 #[xdp(frags)]
 pub fn matapa_xdp(ctx: XdpContext) -> u32 {
-    let verdict = pipeline::handle(&mut frame::Frame(&ctx), &env::Kernel(&ctx));
+    let Some(work) = maps::WORK.get_ptr_mut(0) else { return XDP_PASS };
+    // SAFETY: this CPU's own value; XDP programs do not interrupt each other on a CPU.
+    let verdict = pipeline::handle(&mut frame::Frame(&ctx), &env::Kernel(&ctx), unsafe { &mut *work });
     match verdict.action {
         Action::Pass => XDP_PASS,
         Action::Drop => XDP_DROP,

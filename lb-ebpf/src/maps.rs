@@ -4,11 +4,12 @@
 //! daemon writes or sweeps are memory-mapped by it.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use lb_common::abi::flow::{FlowLine, WAYS};
 use lb_common::abi::{self, Backend, BackendStats, Control, Endpoint4, Endpoint6, FlowTuple, Listener};
+use lb_common::pipeline::Work;
 use lb_common::verdict::Reason;
 
 const MMAPABLE: u32 = BPF_F_MMAPABLE;
@@ -47,6 +48,18 @@ pub static FLOW_TUPLES: Array<FlowTuple> = Array::with_max_entries(WAYS as u32 *
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT as u32, 0);
 #[map]
 pub static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(4096, 0);
+
+/// The packet being worked on.
+#[map]
+pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where the question to the routing table is written: 64 bytes that the stack has no room for.
+#[map]
+pub static ROUTE_QUERY: PerCpuArray<bpf_fib_lookup> = PerCpuArray::with_max_entries(1, 0);
+
+/// The steps of the packet being traced; the first element says how many there are.
+#[map]
+pub static TRACE_STEPS: PerCpuArray<[u32; 3]> = PerCpuArray::with_max_entries(crate::trace::MAX_STEPS + 1, 0);
 
 /// The key of the flows' hash, laid out as `lb_common::hash::HashKey`: read a word at a time, it never lies on the stack.
 #[repr(C)]

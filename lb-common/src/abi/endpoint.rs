@@ -15,7 +15,7 @@ pub enum Side {
 }
 
 /// Key of `ENDPOINTS4`.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct Endpoint4 {
     pub addr: [u8; 4],
@@ -31,7 +31,7 @@ impl Endpoint4 {
 }
 
 /// Key of `ENDPOINTS6`.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct Endpoint6 {
     pub addr: [u8; 16],

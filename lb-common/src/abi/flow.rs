@@ -127,7 +127,7 @@ impl FlowState {
 }
 
 /// Value of `FLOW_TUPLES`, at index `line * WAYS + way`. Protocol and VIP are the listener's.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowTuple {
     /// IPv4 as mapped address.

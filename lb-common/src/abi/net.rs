@@ -63,6 +63,10 @@ pub const fn mapped(v4: [u8; 4]) -> [u8; 16] {
 }
 
 /// The last four bytes of a 16-byte address: the IPv4 address in a mapped one.
-pub const fn unmapped(addr: &[u8; 16]) -> [u8; 4] {
-    [addr[12], addr[13], addr[14], addr[15]]
+pub const fn unmapped(addr: &[u8; 16]) -> &[u8; 4] {
+    match addr.last_chunk() {
+        Some(v4) => v4,
+        // 16 is more than 4.
+        None => &[0; 4],
+    }
 }

@@ -8,7 +8,7 @@ pub const LEN: usize = size_of::<Ethernet>();
 
 pub type Mac = [u8; 6];
 
-#[repr(C)]
+#[repr(C, align(2))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Ethernet {
     pub destination: Mac,
@@ -17,7 +17,7 @@ pub struct Ethernet {
 }
 
 /// The first two fields of the header, for when the third stays.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Macs {
     pub destination: Mac,

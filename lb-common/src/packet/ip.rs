@@ -18,32 +18,38 @@ pub trait IpHeader: Pod {
     /// Bytes without options.
     const LEN: usize;
 
-    fn source(&self) -> Self::Addr;
-    fn destination(&self) -> Self::Addr;
+    fn source(&self) -> &Self::Addr;
+    fn destination(&self) -> &Self::Addr;
     /// Bytes of the IP packet, header included.
     fn packet_len(&self) -> usize;
     /// TTL or hop limit.
     fn hops(&self) -> u8;
     fn decrement_hops(&mut self);
     /// Replaces the source, keeps the header's own checksum right, returns the change for the transport's.
-    fn set_source(&mut self, new: Self::Addr) -> Sum;
+    fn set_source(&mut self, new: &Self::Addr) -> Sum;
     /// Replaces the destination likewise.
-    fn set_destination(&mut self, new: Self::Addr) -> Sum;
-    /// The header of an answer with `payload` bytes, for a packet with this one.
-    fn answer(&self, protocol: Protocol, payload: u16) -> Self;
+    fn set_destination(&mut self, new: &Self::Addr) -> Sum;
+    /// Becomes the header of an answer with `payload` bytes to the packet that had this one.
+    fn answer(&mut self, protocol: Protocol, payload: u16);
     /// The sum of the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1).
     fn pseudo_sum(&self, protocol: Protocol, payload: u16) -> Sum;
 
-    fn from_mapped(addr: &[u8; 16]) -> Self::Addr;
-    fn to_mapped(addr: Self::Addr) -> [u8; 16];
+    /// The address in a map's 16 bytes.
+    fn from_mapped(addr: &[u8; 16]) -> &Self::Addr;
+    fn to_mapped(addr: &Self::Addr) -> [u8; 16];
 
-    fn endpoint<E: Env>(env: &E, side: Side, addr: Self::Addr, port: Be16, protocol: Protocol)
-    -> Option<u32>;
+    fn endpoint<E: Env>(
+        env: &E,
+        side: Side,
+        addr: &Self::Addr,
+        port: Be16,
+        protocol: Protocol,
+    ) -> Option<u32>;
     fn route<E: Env>(&self, env: &E, protocol: Protocol) -> Route;
     fn flow_hash<K: Key>(
         key: &K,
-        client: Self::Addr,
-        vip: Self::Addr,
+        client: &Self::Addr,
+        vip: &Self::Addr,
         client_port: Be16,
         vip_port: Be16,
         protocol: Protocol,
@@ -56,13 +62,13 @@ impl IpHeader for Ipv4 {
     const LEN: usize = ip4::LEN;
 
     #[inline(always)]
-    fn source(&self) -> [u8; 4] {
-        self.source
+    fn source(&self) -> &[u8; 4] {
+        &self.source
     }
 
     #[inline(always)]
-    fn destination(&self) -> [u8; 4] {
-        self.destination
+    fn destination(&self) -> &[u8; 4] {
+        &self.destination
     }
 
     #[inline(always)]
@@ -81,24 +87,24 @@ impl IpHeader for Ipv4 {
     }
 
     #[inline(always)]
-    fn set_source(&mut self, new: [u8; 4]) -> Sum {
-        let change = Sum::ZERO.sub32(self.source).add32(new);
+    fn set_source(&mut self, new: &[u8; 4]) -> Sum {
+        let change = Sum::ZERO.sub32(self.source).add32(*new);
         self.checksum = super::checksum::updated(self.checksum, change);
-        self.source = new;
+        self.source = *new;
         change
     }
 
     #[inline(always)]
-    fn set_destination(&mut self, new: [u8; 4]) -> Sum {
-        let change = Sum::ZERO.sub32(self.destination).add32(new);
+    fn set_destination(&mut self, new: &[u8; 4]) -> Sum {
+        let change = Sum::ZERO.sub32(self.destination).add32(*new);
         self.checksum = super::checksum::updated(self.checksum, change);
-        self.destination = new;
+        self.destination = *new;
         change
     }
 
     #[inline(always)]
-    fn answer(&self, protocol: Protocol, payload: u16) -> Self {
-        let mut ip = Self {
+    fn answer(&mut self, protocol: Protocol, payload: u16) {
+        *self = Self {
             version_ihl: 0x45,
             tos: 0,
             total_len: Be16::new(ip4::LEN as u16 + payload),
@@ -110,15 +116,14 @@ impl IpHeader for Ipv4 {
             source: self.destination,
             destination: self.source,
         };
-        ip.checksum = Sum::ZERO
-            .add16([ip.version_ihl, ip.tos])
-            .add16(ip.total_len.0)
-            .add16(ip.flags_fragment.0)
-            .add16([ip.ttl, ip.protocol])
-            .add32(ip.source)
-            .add32(ip.destination)
+        self.checksum = Sum::ZERO
+            .add16([self.version_ihl, self.tos])
+            .add16(self.total_len.0)
+            .add16(self.flags_fragment.0)
+            .add16([self.ttl, self.protocol])
+            .add32(self.source)
+            .add32(self.destination)
             .checksum();
-        ip
     }
 
     #[inline(always)]
@@ -131,17 +136,17 @@ impl IpHeader for Ipv4 {
     }
 
     #[inline(always)]
-    fn from_mapped(addr: &[u8; 16]) -> [u8; 4] {
+    fn from_mapped(addr: &[u8; 16]) -> &[u8; 4] {
         unmapped(addr)
     }
 
     #[inline(always)]
-    fn to_mapped(addr: [u8; 4]) -> [u8; 16] {
-        mapped(addr)
+    fn to_mapped(addr: &[u8; 4]) -> [u8; 16] {
+        mapped(*addr)
     }
 
     #[inline(always)]
-    fn endpoint<E: Env>(env: &E, side: Side, addr: [u8; 4], port: Be16, protocol: Protocol) -> Option<u32> {
+    fn endpoint<E: Env>(env: &E, side: Side, addr: &[u8; 4], port: Be16, protocol: Protocol) -> Option<u32> {
         env.endpoint4(side, addr, port, protocol)
     }
 
@@ -153,13 +158,13 @@ impl IpHeader for Ipv4 {
     #[inline(always)]
     fn flow_hash<K: Key>(
         key: &K,
-        client: [u8; 4],
-        vip: [u8; 4],
+        client: &[u8; 4],
+        vip: &[u8; 4],
         client_port: Be16,
         vip_port: Be16,
         protocol: Protocol,
     ) -> FlowHash {
-        hash::flow4(key, &client, &vip, client_port.get(), vip_port.get(), protocol.number())
+        hash::flow4(key, client, vip, client_port.get(), vip_port.get(), protocol.number())
     }
 }
 
@@ -169,13 +174,13 @@ impl IpHeader for Ipv6 {
     const LEN: usize = ip6::LEN;
 
     #[inline(always)]
-    fn source(&self) -> [u8; 16] {
-        self.source
+    fn source(&self) -> &[u8; 16] {
+        &self.source
     }
 
     #[inline(always)]
-    fn destination(&self) -> [u8; 16] {
-        self.destination
+    fn destination(&self) -> &[u8; 16] {
+        &self.destination
     }
 
     #[inline(always)]
@@ -194,29 +199,29 @@ impl IpHeader for Ipv6 {
     }
 
     #[inline(always)]
-    fn set_source(&mut self, new: [u8; 16]) -> Sum {
-        let change = Sum::ZERO.sub128(&self.source).add128(&new);
-        self.source = new;
+    fn set_source(&mut self, new: &[u8; 16]) -> Sum {
+        let change = Sum::ZERO.sub128(&self.source).add128(new);
+        self.source = *new;
         change
     }
 
     #[inline(always)]
-    fn set_destination(&mut self, new: [u8; 16]) -> Sum {
-        let change = Sum::ZERO.sub128(&self.destination).add128(&new);
-        self.destination = new;
+    fn set_destination(&mut self, new: &[u8; 16]) -> Sum {
+        let change = Sum::ZERO.sub128(&self.destination).add128(new);
+        self.destination = *new;
         change
     }
 
     #[inline(always)]
-    fn answer(&self, protocol: Protocol, payload: u16) -> Self {
-        Self {
+    fn answer(&mut self, protocol: Protocol, payload: u16) {
+        *self = Self {
             first_word: [0x60, 0, 0, 0],
             payload_len: Be16::new(payload),
             next_header: protocol.number(),
             hop_limit: 64,
             source: self.destination,
             destination: self.source,
-        }
+        };
     }
 
     #[inline(always)]
@@ -229,17 +234,17 @@ impl IpHeader for Ipv6 {
     }
 
     #[inline(always)]
-    fn from_mapped(addr: &[u8; 16]) -> [u8; 16] {
-        *addr
-    }
-
-    #[inline(always)]
-    fn to_mapped(addr: [u8; 16]) -> [u8; 16] {
+    fn from_mapped(addr: &[u8; 16]) -> &[u8; 16] {
         addr
     }
 
     #[inline(always)]
-    fn endpoint<E: Env>(env: &E, side: Side, addr: [u8; 16], port: Be16, protocol: Protocol) -> Option<u32> {
+    fn to_mapped(addr: &[u8; 16]) -> [u8; 16] {
+        *addr
+    }
+
+    #[inline(always)]
+    fn endpoint<E: Env>(env: &E, side: Side, addr: &[u8; 16], port: Be16, protocol: Protocol) -> Option<u32> {
         env.endpoint6(side, addr, port, protocol)
     }
 
@@ -251,12 +256,12 @@ impl IpHeader for Ipv6 {
     #[inline(always)]
     fn flow_hash<K: Key>(
         key: &K,
-        client: [u8; 16],
-        vip: [u8; 16],
+        client: &[u8; 16],
+        vip: &[u8; 16],
         client_port: Be16,
         vip_port: Be16,
         protocol: Protocol,
     ) -> FlowHash {
-        hash::flow6(key, &client, &vip, client_port.get(), vip_port.get(), protocol.number())
+        hash::flow6(key, client, vip, client_port.get(), vip_port.get(), protocol.number())
     }
 }

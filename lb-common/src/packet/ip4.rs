@@ -8,7 +8,7 @@ use crate::abi::net::Be16;
 pub const LEN: usize = size_of::<Ipv4>();
 
 /// The header without options.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Ipv4 {
     pub version_ihl: u8,

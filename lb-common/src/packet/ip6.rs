@@ -6,7 +6,7 @@ use crate::abi::net::Be16;
 
 pub const LEN: usize = size_of::<Ipv6>();
 
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Ipv6 {
     /// Version, traffic class, flow label.

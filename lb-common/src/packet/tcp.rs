@@ -7,7 +7,7 @@ use crate::abi::net::Be16;
 pub const LEN: usize = size_of::<Tcp>();
 
 /// The header without options.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Tcp {
     pub source: Be16,

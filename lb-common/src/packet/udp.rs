@@ -6,7 +6,7 @@ use crate::abi::net::Be16;
 
 pub const LEN: usize = size_of::<Udp>();
 
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Udp {
     pub source: Be16,

@@ -8,46 +8,76 @@ mod to_backend;
 mod to_client;
 mod transport;
 
-use crate::abi::Side;
-use crate::env::{Env, Step};
+use core::mem::MaybeUninit;
+
+use crate::abi::{Protocol, Side};
+use crate::env::{Env, Reach, Route, Step};
 use crate::packet::Packet;
-use crate::packet::eth::{self, EtherType, Ethernet, Macs};
+use crate::packet::eth::{self, EtherType, Ethernet};
 use crate::packet::ip::IpHeader;
 use crate::packet::ip4::Ipv4;
 use crate::packet::ip6::Ipv6;
 use crate::verdict::{Reason, Verdict};
 
-/// What parsing found: a TCP or UDP packet with its headers by value.
+/// A TCP or UDP packet being worked on: its headers by value, and where it goes.
 pub(crate) struct Parsed<I> {
     pub ip: I,
-    pub protocol: crate::abi::Protocol,
-    /// Offset of the transport header in the frame.
-    pub l4: usize,
+    /// Half the offset of the transport header in the frame. A byte, as the verifier must see a bound when it is read back.
+    half_l4: u8,
     /// Bytes of the transport header and what follows, by the IP header.
     pub l4_len: usize,
+    pub route: Route,
+    pub protocol: Protocol,
+}
+
+impl<I> Parsed<I> {
+    /// Offset of the transport header in the frame.
+    #[inline(always)]
+    pub const fn l4(&self) -> usize {
+        self.half_l4 as usize * 2
+    }
+}
+
+/// Room for the packet being worked on, which the program's stack of 512 bytes has not.
+#[expect(missing_debug_implementations, reason = "has nothing in it before and after a packet")]
+pub struct Work {
+    v4: MaybeUninit<Parsed<Ipv4>>,
+    v6: MaybeUninit<Parsed<Ipv6>>,
+}
+
+impl Work {
+    pub const fn new() -> Self {
+        Self { v4: MaybeUninit::uninit(), v6: MaybeUninit::uninit() }
+    }
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Decides a packet's fate, rewrites it, and counts why.
 #[inline(always)]
-pub fn handle<P: Packet, E: Env>(packet: &mut P, env: &E) -> Verdict {
-    let verdict = frame(packet, env);
+pub fn handle<P: Packet, E: Env>(packet: &mut P, env: &E, work: &mut Work) -> Verdict {
+    let verdict = frame(packet, env, work);
     env.trace(Step::Done, verdict.reason as u32, verdict.action as u32);
     env.count(verdict.reason);
     verdict
 }
 
 #[inline(always)]
-fn frame<P: Packet, E: Env>(packet: &mut P, env: &E) -> Verdict {
+fn frame<P: Packet, E: Env>(packet: &mut P, env: &E, work: &mut Work) -> Verdict {
     let Some(eth) = packet.read::<Ethernet>(0) else {
         return Reason::TruncatedFrame.pass();
     };
     match eth.ether_type {
-        EtherType::IPV4 => match parse::ipv4(packet) {
-            Ok(mut parsed) => transport::<Ipv4, P, E>(packet, env, &mut parsed),
+        EtherType::IPV4 => match parse::ipv4(packet, &mut work.v4) {
+            Ok(parsed) => transport::<Ipv4, P, E>(packet, env, parsed),
             Err(reason) => reason.pass(),
         },
-        EtherType::IPV6 => match parse::ipv6(packet) {
-            Ok(mut parsed) => transport::<Ipv6, P, E>(packet, env, &mut parsed),
+        EtherType::IPV6 => match parse::ipv6(packet, &mut work.v6) {
+            Ok(parsed) => transport::<Ipv6, P, E>(packet, env, parsed),
             Err(reason) => reason.pass(),
         },
         _ => Reason::NotIp.pass(),
@@ -57,7 +87,7 @@ fn frame<P: Packet, E: Env>(packet: &mut P, env: &E) -> Verdict {
 /// Towards a backend, towards a client, or none of our business.
 #[inline(always)]
 fn transport<I: IpHeader, P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &mut Parsed<I>) -> Verdict {
-    let Some(ports) = transport::Ports::read(packet, parsed.l4) else {
+    let Some(ports) = transport::Ports::read(packet, parsed.l4()) else {
         return Reason::TruncatedTransport.pass();
     };
     let ip = &parsed.ip;
@@ -78,17 +108,15 @@ fn transport<I: IpHeader, P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &m
 fn write<I: IpHeader, P: Packet>(
     packet: &mut P,
     parsed: &Parsed<I>,
-    macs: Option<&Macs>,
     ports: transport::Ports,
-    checksum: Option<[u8; 2]>,
+    checksum: [u8; 2],
 ) -> Result<(), Verdict> {
-    let mut done = packet.write(eth::LEN, &parsed.ip);
-    done = done.and(packet.write(parsed.l4, &ports));
-    if let Some(checksum) = checksum {
-        done = done.and(packet.write(parsed.l4 + transport::checksum_offset(parsed.protocol), &checksum));
-    }
-    if let Some(macs) = macs {
-        done = done.and(packet.write(0, macs));
+    let mut done = packet
+        .write(eth::LEN, &parsed.ip)
+        .and(packet.write(parsed.l4(), &ports))
+        .and(packet.write(parsed.l4() + transport::checksum_offset(parsed.protocol), &checksum));
+    if parsed.route.reach == Reach::Known {
+        done = done.and(packet.write(0, &parsed.route.macs));
     }
     done.ok_or(Reason::WriteFailed.drop())
 }

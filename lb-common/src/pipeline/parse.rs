@@ -1,7 +1,10 @@
 //! From a frame to its transport header.
 
 use super::Parsed;
+use core::mem::MaybeUninit;
+
 use crate::abi::Protocol;
+use crate::env::{Reach, Route};
 use crate::packet::Packet;
 use crate::packet::eth;
 use crate::packet::ip4::{self, Ipv4};
@@ -9,7 +12,10 @@ use crate::packet::ip6::{self, Ipv6, next_header};
 use crate::verdict::Reason;
 
 #[inline(always)]
-pub(super) fn ipv4<P: Packet>(packet: &P) -> Result<Parsed<Ipv4>, Reason> {
+pub(super) fn ipv4<'w, P: Packet>(
+    packet: &P,
+    work: &'w mut MaybeUninit<Parsed<Ipv4>>,
+) -> Result<&'w mut Parsed<Ipv4>, Reason> {
     let ip: Ipv4 = packet.read(eth::LEN).ok_or(Reason::TruncatedIp)?;
     let header_len = ip.header_len();
     let total_len = ip.total_len.get() as usize;
@@ -24,11 +30,20 @@ pub(super) fn ipv4<P: Packet>(packet: &P) -> Result<Parsed<Ipv4>, Reason> {
         return Err(Reason::Fragment);
     }
     let protocol = Protocol::from_number(ip.protocol).ok_or(Reason::OtherProtocol)?;
-    Ok(Parsed { ip, protocol, l4: eth::LEN + header_len, l4_len: total_len - header_len })
+    Ok(work.write(Parsed {
+        ip,
+        half_l4: ((eth::LEN + header_len) / 2) as u8,
+        l4_len: total_len - header_len,
+        route: Route::none(Reach::NotForwarded),
+        protocol,
+    }))
 }
 
 #[inline(always)]
-pub(super) fn ipv6<P: Packet>(packet: &P) -> Result<Parsed<Ipv6>, Reason> {
+pub(super) fn ipv6<'w, P: Packet>(
+    packet: &P,
+    work: &'w mut MaybeUninit<Parsed<Ipv6>>,
+) -> Result<&'w mut Parsed<Ipv6>, Reason> {
     let ip: Ipv6 = packet.read(eth::LEN).ok_or(Reason::TruncatedIp)?;
     let l4_len = ip.payload_len.get() as usize;
     if ip.version() != 6 || !packet.holds(eth::LEN + ip6::LEN + l4_len) {
@@ -41,5 +56,11 @@ pub(super) fn ipv6<P: Packet>(packet: &P) -> Result<Parsed<Ipv6>, Reason> {
         }
         other => Protocol::from_number(other).ok_or(Reason::OtherProtocol)?,
     };
-    Ok(Parsed { ip, protocol, l4: eth::LEN + ip6::LEN, l4_len })
+    Ok(work.write(Parsed {
+        ip,
+        half_l4: ((eth::LEN + ip6::LEN) / 2) as u8,
+        l4_len,
+        route: Route::none(Reach::NotForwarded),
+        protocol,
+    }))
 }

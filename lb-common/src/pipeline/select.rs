@@ -3,29 +3,34 @@
 use crate::abi::flow::{FlowState, FlowTuple, FlowWord, WAYS};
 use crate::abi::{Backend, BackendFlags, Listener};
 use crate::env::{Env, Line, Step};
-use crate::flow::{self, Recorded};
+use crate::flow;
 use crate::hash::FlowHash;
 use crate::packet::tcp::TcpFlags;
 use crate::verdict::{Reason, Verdict};
 
-/// What is to be done to the flow table once the packet is sure to leave.
-#[derive(Clone, Copy)]
-enum Change {
-    Nothing,
-    Replace { way: usize, old: FlowWord, new: FlowWord, new_tuple: bool },
-    Record(FlowWord),
-}
-
 /// A backend, and what sending to it does to the flow table.
+///
+/// Every field has a value in every case, and `usize` says where: the verifier refuses a program that copies the undefined
+/// half of an enum.
 pub(super) struct Choice<'e, E: Env> {
     pub id: u32,
     pub backend: &'e Backend,
     /// The flow's backend is down and its connection is to be reset.
     pub reset: bool,
-    line: Option<E::Line>,
+    line: E::Line,
     line_index: u32,
-    change: Change,
+    /// The way in the line that changes from `old` to `new`; [`ANY_WAY`] or [`NO_WAY`].
+    way: usize,
+    old: FlowWord,
+    new: FlowWord,
+    /// It is another flow than before.
+    begins: bool,
 }
+
+/// Wherever there is room.
+const ANY_WAY: usize = WAYS;
+/// The flow is not recorded, or its record stays as it is.
+const NO_WAY: usize = WAYS + 1;
 
 /// Chooses for a packet of a client. `flags` is `None` for UDP.
 #[inline(always)]
@@ -38,135 +43,115 @@ pub(super) fn choose<'e, E: Env>(
 ) -> Result<Choice<'e, E>, Verdict> {
     let now = env.now();
     let line_index = hash.line(env.flow_lines());
-    let line = env.flow_line(line_index);
+    let line = env.flow_line(line_index).ok_or(Reason::StaleRecord.drop())?;
     let fingerprint = hash.fingerprint();
-    let found = line.and_then(|line| flow::find(line, fingerprint));
+    let found = line.find(fingerprint);
 
-    let mut place = None;
-    if let Some((way, word)) = found {
-        env.trace(Step::Flow, word.backend(), word.state() as u32);
-        match env.backend(word.backend()) {
-            Some(backend) if backend.flags.has(BackendFlags::VALID) && backend.listener == listener_id => {
-                if let Some(state) = continued(word.state(), flags, backend.flags) {
-                    let reset =
-                        flags.is_some() && backend.flags.has(BackendFlags::DOWN.with(BackendFlags::RESET));
-                    let new = word.at(if reset { FlowState::Closed } else { state }, now);
-                    let change = if new == word {
-                        Change::Nothing
-                    } else {
-                        Change::Replace { way, old: word, new, new_tuple: false }
-                    };
-                    return Ok(Choice { id: word.backend(), backend, reset, line, line_index, change });
-                }
-                place = Some((way, word));
-            }
-            // Its backend was removed.
-            Some(backend) if !backend.flags.has(BackendFlags::VALID) => place = Some((way, word)),
+    let mut way = ANY_WAY;
+    let mut old = FlowWord::FREE;
+    if found < WAYS {
+        old = line.load(found);
+        env.trace(Step::Flow, old.backend(), old.state() as u32);
+        let backend = env.backend(old.backend()).ok_or(Reason::StaleRecord.drop())?;
+        let valid = backend.flags.has(BackendFlags::VALID);
+        if valid && backend.listener != listener_id {
             // Another service's flow with our fingerprint: two in 2^24 that meet in one line. Ours goes unrecorded.
-            _ => {
-                env.count(Reason::FlowCollision);
-                let (id, backend) = pick(env, listener_id, listener, hash)?;
-                return Ok(Choice { id, backend, reset: false, line, line_index, change: Change::Nothing });
+            env.count(Reason::FlowCollision);
+            way = NO_WAY;
+        } else {
+            // Otherwise its backend was removed, or it begins anew with the same ports: a new flow in the old one's place.
+            way = found;
+            let state = continued(old.state(), flags, backend.flags);
+            if valid && state != FlowState::Free {
+                let reset =
+                    flags.is_some() && backend.flags.has(BackendFlags::DOWN.with(BackendFlags::RESET));
+                let new = old.at(if reset { FlowState::Closed } else { state }, now);
+                let way = if new == old { NO_WAY } else { way };
+                let id = old.backend();
+                return Ok(Choice { id, backend, reset, line, line_index, way, old, new, begins: false });
             }
         }
     } else {
         env.trace(Step::NoFlow, 0, 0);
     }
 
-    let (id, backend) = pick(env, listener_id, listener, hash)?;
-    let change = match first(flags) {
-        None => Change::Nothing,
-        Some(state) => {
-            let new = FlowWord::new(fingerprint, id, state, now);
-            match place {
-                Some((way, old)) => Change::Replace { way, old, new, new_tuple: true },
-                None => Change::Record(new),
-            }
-        }
-    };
-    Ok(Choice { id, backend, reset: false, line, line_index, change })
+    let id = pick(env, listener, hash)?;
+    let backend = env.backend(id).ok_or(Reason::StaleRecord.drop())?;
+    if id == 0 || !backend.flags.has(BackendFlags::VALID) || backend.listener != listener_id {
+        return Err(Reason::StaleRecord.drop());
+    }
+    let state = first(flags);
+    if state == FlowState::Free {
+        way = NO_WAY;
+    }
+    let new = FlowWord::new(fingerprint, id, state, now);
+    Ok(Choice { id, backend, reset: false, line, line_index, way, old, new, begins: true })
 }
 
-/// The state of a known flow after this packet; `None` when the packet starts a new flow with the same ports.
+/// The state of a known flow after this packet; `Free` when the packet starts a new flow with the same ports.
 #[inline(always)]
-fn continued(state: FlowState, flags: Option<TcpFlags>, backend: BackendFlags) -> Option<FlowState> {
+fn continued(state: FlowState, flags: Option<TcpFlags>, backend: BackendFlags) -> FlowState {
     match flags {
         // A datagram needs no connection: it goes on to a backend that is up.
-        None if state == FlowState::Datagram && !backend.has(BackendFlags::DOWN) => Some(state),
-        None => None,
+        None if state == FlowState::Datagram && !backend.has(BackendFlags::DOWN) => state,
+        None => FlowState::Free,
         Some(flags) if flags.opens() => match state {
-            FlowState::Opening | FlowState::Answered if !backend.has(BackendFlags::DOWN) => Some(state),
-            _ => None,
+            FlowState::Opening | FlowState::Answered if !backend.has(BackendFlags::DOWN) => state,
+            _ => FlowState::Free,
         },
-        Some(_) if state == FlowState::Direct => None,
-        Some(flags) => Some(flow::after_client(state, flags)),
+        Some(_) if state == FlowState::Direct => FlowState::Free,
+        Some(flags) => flow::after_client(state, flags),
     }
 }
 
-/// The state in which a new flow is recorded; `None` when it is not worth a record.
+/// The state in which a new flow is recorded; `Free` when it is not worth a record.
 #[inline(always)]
-fn first(flags: Option<TcpFlags>) -> Option<FlowState> {
+fn first(flags: Option<TcpFlags>) -> FlowState {
     match flags {
-        None => Some(FlowState::Datagram),
-        Some(flags) if flags.has(TcpFlags::RST) => None,
-        Some(flags) if flags.has(TcpFlags::SYN) => Some(FlowState::Opening),
-        Some(flags) if flags.has(TcpFlags::FIN) => Some(FlowState::ClientClosed),
+        None => FlowState::Datagram,
+        Some(flags) if flags.has(TcpFlags::RST) => FlowState::Free,
+        Some(flags) if flags.has(TcpFlags::SYN) => FlowState::Opening,
+        Some(flags) if flags.has(TcpFlags::FIN) => FlowState::ClientClosed,
         // Its record was lost; the table's answer is the same unless the backends have changed meanwhile.
-        Some(_) => Some(FlowState::Established),
+        Some(_) => FlowState::Established,
     }
 }
 
 /// Asks the listener's Maglev table.
 #[inline(always)]
-fn pick<'e, E: Env>(
-    env: &'e E,
-    listener_id: u32,
-    listener: &Listener,
-    hash: FlowHash,
-) -> Result<(u32, &'e Backend), Verdict> {
+fn pick<E: Env>(env: &E, listener: &Listener, hash: FlowHash) -> Result<u32, Verdict> {
     let table = listener.current_table();
     if table.size() == 0 {
         return Err(Reason::NoBackend.drop());
     }
     let slot = hash.slot(table.size());
-    let id = env.table_slot(table.offset().wrapping_add(slot)).unwrap_or(0);
+    let id = env.table_slot(table.offset().wrapping_add(slot)).ok_or(Reason::StaleRecord.drop())?;
     env.trace(Step::Picked, slot, id);
-    match env.backend(id) {
-        Some(backend)
-            if id != 0 && backend.flags.has(BackendFlags::VALID) && backend.listener == listener_id =>
-        {
-            Ok((id, backend))
-        }
-        _ => Err(Reason::StaleRecord.drop()),
-    }
+    Ok(id)
 }
 
 impl<E: Env> Choice<'_, E> {
     /// Brings the flow table up to date, now that the packet is about to leave.
     #[inline(always)]
     pub fn commit(&self, env: &E, tuple: impl FnOnce() -> FlowTuple) {
-        let Some(line) = self.line else { return };
-        let way = match self.change {
-            Change::Nothing => return,
-            Change::Replace { way, old, new, new_tuple } => {
-                // Losing the race to the other direction's packet loses a second of idle time at most.
-                if !line.replace(way, old, new) || !new_tuple {
-                    return;
-                }
-                way
+        if self.way == NO_WAY {
+            return;
+        }
+        let mut way = self.way;
+        if way == ANY_WAY {
+            let recorded = flow::record(self.line, self.new);
+            if recorded.way >= WAYS {
+                env.count(Reason::FlowNotRecorded);
+                return;
             }
-            Change::Record(new) => match flow::record(line, new) {
-                Recorded::Added(way) => way,
-                Recorded::Evicted(way) => {
-                    env.count(Reason::FlowEvicted);
-                    way
-                }
-                Recorded::Not => {
-                    env.count(Reason::FlowNotRecorded);
-                    return;
-                }
-            },
-        };
+            if recorded.evicted {
+                env.count(Reason::FlowEvicted);
+            }
+            way = recorded.way;
+        } else if !self.line.replace(way, self.old, self.new) || !self.begins {
+            // Losing the race to the other direction's packet loses a second of idle time at most.
+            return;
+        }
         env.record_tuple(self.line_index * WAYS as u32 + way as u32, &tuple());
     }
 }

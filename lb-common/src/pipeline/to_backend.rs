@@ -4,9 +4,8 @@ use super::transport::{Ports, Transport};
 use super::{Parsed, select, write};
 use crate::abi::FlowTuple;
 use crate::abi::net::{Be16, Family, Protocol};
-use crate::env::{Env, Route, Step};
+use crate::env::{Env, Reach, Step};
 use crate::packet::Packet;
-use crate::packet::checksum::Sum;
 use crate::packet::eth::{self, Macs};
 use crate::packet::ip::IpHeader;
 use crate::packet::tcp::{self, Tcp, TcpFlags};
@@ -34,7 +33,7 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
 ) -> Result<Verdict, Verdict> {
     let listener = env.listener(listener_id).ok_or(Reason::StaleRecord.drop())?;
     let transport =
-        Transport::read(packet, parsed.protocol, parsed.l4, parsed.l4_len, I::FAMILY == Family::V4)?;
+        Transport::read(packet, parsed.protocol, parsed.l4(), parsed.l4_len, I::FAMILY == Family::V4)?;
 
     let hash = I::flow_hash(
         env.hash_key(),
@@ -45,9 +44,9 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
         parsed.protocol,
     );
     let choice = select::choose(env, listener_id, listener, hash, transport.flags)?;
-    let client = parsed.ip.source();
+    let client = I::to_mapped(parsed.ip.source());
     let tuple = || FlowTuple {
-        client: I::to_mapped(client),
+        client,
         client_port: ports.source,
         vip_port: ports.destination,
         listener: listener_id,
@@ -64,23 +63,23 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
     let new_ports = Ports { source: ports.source, destination: choice.backend.port };
     let checksum = transport.updated(addr_change.plus(ports.change(new_ports)));
 
-    let route = parsed.ip.route(env, parsed.protocol);
-    env.trace(Step::Routed, route.number(), 0);
-    let (verdict, macs) = match route {
-        Route::Via { ifindex, source, destination } => {
+    parsed.route = parsed.ip.route(env, parsed.protocol);
+    env.trace(Step::Routed, parsed.route.reach as u32, 0);
+    let verdict = match parsed.route.reach {
+        Reach::Known => {
             parsed.ip.decrement_hops();
-            (Reason::ToBackend.send(ifindex, env.ingress()), Some(Macs { destination, source }))
+            Reason::ToBackend.send(parsed.route.ifindex, env.ingress())
         }
         // The kernel forwards what it gets, takes the hop off, and asks for the MAC address meanwhile.
-        Route::NeighbourUnknown => (Reason::ToBackendByKernel.pass(), None),
-        Route::TooBig => return Ok(Reason::TooBig.pass()),
-        Route::NotForwarded | Route::Refused => return Err(Reason::NoRoute.drop()),
-        Route::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),
-        Route::Unsupported => return Err(Reason::UnusableRoute.drop()),
+        Reach::NeighbourUnknown => Reason::ToBackendByKernel.pass(),
+        Reach::TooBig => return Ok(Reason::TooBig.pass()),
+        Reach::NotForwarded | Reach::Refused => return Err(Reason::NoRoute.drop()),
+        Reach::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),
+        Reach::Unsupported => return Err(Reason::UnusableRoute.drop()),
     };
     choice.commit(env, tuple);
     env.count_to_backend(choice.id, parsed.ip.packet_len() as u32);
-    write(packet, parsed, macs.as_ref(), new_ports, checksum)?;
+    write(packet, parsed, new_ports, checksum)?;
     Ok(verdict)
 }
 
@@ -88,17 +87,17 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
 ///
 /// The client accepts it because its sequence number is the one it expects next: what it acknowledged.
 #[inline(always)]
-fn answer_reset<I: IpHeader, P: Packet>(packet: &mut P, parsed: &Parsed<I>) -> Result<Verdict, Verdict> {
-    let segment: Tcp = packet.read(parsed.l4).ok_or(Reason::MalformedTcp.drop())?;
+fn answer_reset<I: IpHeader, P: Packet>(packet: &mut P, parsed: &mut Parsed<I>) -> Result<Verdict, Verdict> {
+    let mut tcp: Tcp = packet.read(parsed.l4()).ok_or(Reason::MalformedTcp.drop())?;
     // Never a RST for a RST; and without an acknowledgment there is no connection to end.
-    if segment.flags.has(TcpFlags::RST) || !segment.flags.has(TcpFlags::ACK) {
-        return Err(Reason::ClientReset.drop());
+    if tcp.flags.has(TcpFlags::RST) || !tcp.flags.has(TcpFlags::ACK) {
+        return Err(Reason::BackendGone.drop());
     }
-    let ip = parsed.ip.answer(Protocol::Tcp, tcp::LEN as u16);
-    let mut reset = Tcp {
-        source: segment.destination,
-        destination: segment.source,
-        sequence: segment.acknowledgment,
+    parsed.ip.answer(Protocol::Tcp, tcp::LEN as u16);
+    tcp = Tcp {
+        source: tcp.destination,
+        destination: tcp.source,
+        sequence: tcp.acknowledgment,
         acknowledgment: [0; 4],
         data_offset: 5 << 4,
         flags: TcpFlags::RST,
@@ -106,19 +105,20 @@ fn answer_reset<I: IpHeader, P: Packet>(packet: &mut P, parsed: &Parsed<I>) -> R
         checksum: [0; 2],
         urgent: Be16::new(0),
     };
-    let sum: Sum = ip
+    let sum = parsed
+        .ip
         .pseudo_sum(Protocol::Tcp, tcp::LEN as u16)
-        .add16(reset.source.0)
-        .add16(reset.destination.0)
-        .add32(reset.sequence)
-        .add16([reset.data_offset, reset.flags.0]);
-    reset.checksum = sum.checksum();
+        .add16(tcp.source.0)
+        .add16(tcp.destination.0)
+        .add32(tcp.sequence)
+        .add16([tcp.data_offset, tcp.flags.0]);
+    tcp.checksum = sum.checksum();
 
     let came: Macs = packet.read(0).ok_or(Reason::TruncatedFrame.drop())?;
     packet
         .write(0, &Macs { destination: came.source, source: came.destination })
-        .and(packet.write(eth::LEN, &ip))
-        .and(packet.write(eth::LEN + I::LEN, &reset))
+        .and(packet.write(eth::LEN, &parsed.ip))
+        .and(packet.write(eth::LEN + I::LEN, &tcp))
         .and(packet.truncate(eth::LEN + I::LEN + tcp::LEN))
         .ok_or(Reason::WriteFailed.drop())?;
     Ok(Verdict { ifindex: 0, action: Action::Transmit, reason: Reason::ClientReset })

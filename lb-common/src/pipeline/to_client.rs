@@ -2,18 +2,20 @@
 //!
 //! The way back needs no flow: the backend's address and port tell the VIP. The flow only tells apart what is not a reply
 //! at all, and has its state followed.
+//!
+//! A reply without a flow answers a host that spoke to the backend's own address: a client's first packet leaves a record
+//! unless its line is full, so where there is room, no record means no client of ours. TCP is judged at the backend's SYN-ACK
+//! and the judgement is recorded: a record that is lost later must not break a connection.
 
 use super::transport::{Ports, Transport};
 use super::{Parsed, write};
 use crate::abi::BackendFlags;
 use crate::abi::flow::{FlowState, FlowTuple, FlowWord, WAYS};
 use crate::abi::net::Family;
-use crate::env::{Env, Line, Route, Step};
-use crate::flow::{self, Recorded};
+use crate::env::{Env, Line, Reach, Step};
+use crate::flow;
 use crate::packet::Packet;
-use crate::packet::eth::Macs;
 use crate::packet::ip::IpHeader;
-use crate::packet::tcp::TcpFlags;
 use crate::verdict::{Reason, Verdict};
 
 /// A function of its own in the program too: BPF allows 512 bytes of stack, and each function gets its frame.
@@ -42,91 +44,87 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
     }
     let listener = env.listener(backend.listener).ok_or(Reason::StaleRecord.drop())?;
     let transport =
-        Transport::read(packet, parsed.protocol, parsed.l4, parsed.l4_len, I::FAMILY == Family::V4)?;
+        Transport::read(packet, parsed.protocol, parsed.l4(), parsed.l4_len, I::FAMILY == Family::V4)?;
     let vip = I::from_mapped(&listener.vip);
-    let client = parsed.ip.destination();
-    let hash = I::flow_hash(env.hash_key(), client, vip, ports.destination, listener.port, parsed.protocol);
+    let hash = I::flow_hash(
+        env.hash_key(),
+        parsed.ip.destination(),
+        vip,
+        ports.destination,
+        listener.port,
+        parsed.protocol,
+    );
 
     let addr_change = parsed.ip.set_source(vip);
     let new_ports = Ports { source: listener.port, destination: ports.destination };
     let checksum = transport.updated(addr_change.plus(ports.change(new_ports)));
 
-    let route = parsed.ip.route(env, parsed.protocol);
-    env.trace(Step::Routed, route.number(), 0);
-    if route == Route::NotForwarded {
+    parsed.route = parsed.ip.route(env, parsed.protocol);
+    env.trace(Step::Routed, parsed.route.reach as u32, 0);
+    if parsed.route.reach == Reach::NotForwarded {
         return Ok(Reason::ReplyToGateway.pass());
     }
 
     let line_index = hash.line(env.flow_lines());
     let line = env.flow_line(line_index).ok_or(Reason::StaleRecord.drop())?;
-    match flow::find(line, hash.fingerprint()) {
-        Some((way, word)) if word.backend() == backend_id => {
-            env.trace(Step::Flow, word.backend(), word.state() as u32);
+    let way = line.find(hash.fingerprint());
+    if way < WAYS {
+        let word = line.load(way);
+        env.trace(Step::Flow, word.backend(), word.state() as u32);
+        // A flow with another backend: the client has moved on, and this one's last words keep the address they had.
+        if word.backend() == backend_id {
             if word.state() == FlowState::Direct {
                 return Ok(Reason::ReplyNotOurs.pass());
             }
-            let state =
-                transport.flags.map_or(word.state(), |flags| flow::after_backend(word.state(), flags));
+            let state = match transport.flags {
+                Some(flags) => flow::after_backend(word.state(), flags),
+                None => word.state(),
+            };
             let new = word.at(state, env.now());
             if new != word {
                 // Losing the race to the client's packet loses a second of idle time at most.
                 line.replace(way, word, new);
             }
         }
-        // The client has moved on to another backend; this one's last words keep the address they had.
-        Some(_) => {}
-        None => {
-            env.trace(Step::NoFlow, 0, 0);
-            let new = FlowWord::new(hash.fingerprint(), backend_id, FlowState::Direct, env.now());
-            if not_ours(line, transport.flags, new, |way| {
-                let tuple = FlowTuple {
-                    client: I::to_mapped(client),
-                    client_port: ports.destination,
-                    vip_port: listener.port,
-                    listener: backend.listener,
-                };
-                env.record_tuple(line_index * WAYS as u32 + way as u32, &tuple);
-            }) {
-                return Ok(Reason::ReplyNotOurs.pass());
+    } else {
+        env.trace(Step::NoFlow, 0, 0);
+        let new = FlowWord::new(hash.fingerprint(), backend_id, FlowState::Direct, env.now());
+        match transport.flags {
+            Some(flags) if flags.answers() => {
+                let recorded = flow::record(line, new);
+                if recorded.way < WAYS {
+                    let tuple = FlowTuple {
+                        client: I::to_mapped(parsed.ip.destination()),
+                        client_port: ports.destination,
+                        vip_port: listener.port,
+                        listener: backend.listener,
+                    };
+                    env.record_tuple(line_index * WAYS as u32 + recorded.way as u32, &tuple);
+                    return Ok(Reason::ReplyNotOurs.pass());
+                }
             }
+            Some(_) => {}
+            None if flow::has_room(line) => return Ok(Reason::ReplyNotOurs.pass()),
+            None => {}
         }
     }
 
     if parsed.ip.hops() <= 1 {
         return Ok(Reason::HopsExhausted.pass());
     }
-    let (verdict, macs) = match route {
-        Route::Via { ifindex, source, destination } => {
+    let verdict = match parsed.route.reach {
+        Reach::Known => {
             parsed.ip.decrement_hops();
-            (Reason::ToClient.send(ifindex, env.ingress()), Some(Macs { destination, source }))
+            Reason::ToClient.send(parsed.route.ifindex, env.ingress())
         }
-        Route::NeighbourUnknown => (Reason::ToClientByKernel.pass(), None),
-        Route::TooBig => return Ok(Reason::TooBig.pass()),
-        Route::NotForwarded | Route::Refused => return Err(Reason::NoRoute.drop()),
-        Route::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),
-        Route::Unsupported => return Err(Reason::UnusableRoute.drop()),
+        // The kernel forwards what it gets, takes the hop off, and asks for the MAC address meanwhile.
+        Reach::NeighbourUnknown => Reason::ToClientByKernel.pass(),
+        Reach::TooBig => return Ok(Reason::TooBig.pass()),
+        Reach::NotForwarded | Reach::Refused => return Err(Reason::NoRoute.drop()),
+        Reach::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),
+        Reach::Unsupported => return Err(Reason::UnusableRoute.drop()),
     };
     env.count_from_backend(backend_id, parsed.ip.packet_len() as u32);
-    write(packet, parsed, macs.as_ref(), new_ports, checksum)?;
+    write(packet, parsed, new_ports, checksum)?;
     Ok(verdict)
-}
-
-/// Whether a reply without a flow answers a host that spoke to the backend's own address.
-///
-/// A client's first packet leaves a record unless its line is full, so where there is room, no record means no client of
-/// ours. TCP is judged at the backend's SYN-ACK and the judgement is recorded: a record that is lost later must not break
-/// a connection.
-#[inline(always)]
-fn not_ours<L: Line>(line: L, flags: Option<TcpFlags>, new: FlowWord, recorded: impl FnOnce(usize)) -> bool {
-    match flags {
-        Some(flags) if flags.answers() => match flow::record(line, new) {
-            Recorded::Added(way) | Recorded::Evicted(way) => {
-                recorded(way);
-                true
-            }
-            Recorded::Not => false,
-        },
-        Some(_) => false,
-        None => flow::has_room(line),
-    }
 }

@@ -11,7 +11,7 @@ use crate::packet::udp::{self, Udp};
 use crate::verdict::{Reason, Verdict};
 
 /// The first four bytes of either header.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub(crate) struct Ports {
     pub source: Be16,
@@ -71,17 +71,17 @@ impl Transport {
         }
     }
 
-    /// The checksum field after `change`. `None`: leave it alone, as UDP over IPv4 without a checksum stays without one.
+    /// The checksum field after `change`. UDP over IPv4 without a checksum stays without one.
     #[inline(always)]
-    pub fn updated(&self, change: Sum) -> Option<[u8; 2]> {
+    pub fn updated(&self, change: Sum) -> [u8; 2] {
         let udp = self.flags.is_none();
         if udp && self.checksum == [0; 2] {
-            return None;
+            return [0; 2];
         }
         match updated(self.checksum, change) {
             // Zero means "none" in UDP; the other zero of one's complement says the same sum (RFC 768).
-            [0, 0] if udp => Some([0xff; 2]),
-            new => Some(new),
+            [0, 0] if udp => [0xff; 2],
+            new => new,
         }
     }
 }

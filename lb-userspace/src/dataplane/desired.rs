@@ -12,7 +12,9 @@ use crate::health::Health;
 
 /// Why a configuration does not fit into the maps as they are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{wanted} {what} are configured, but the maps in use were made for {capacity}; run `matapa detach` and start the daemon again to make them larger (this interrupts forwarding)")]
+#[error(
+    "{wanted} {what} are configured, but the maps in use were made for {capacity}; run `matapa detach` and start the daemon again to make them larger (this interrupts forwarding)"
+)]
 pub struct TooMany {
     what: &'static str,
     wanted: usize,
@@ -57,11 +59,12 @@ pub fn desired(
             // A table keeps its size: another one would move flows that nobody wanted moved.
             let size = known_id.map_or(size, |id| previous.listeners[&id].table.size);
             let mut members = BTreeMap::new();
-            for backend in
-                pool.backends.iter().filter(|b| b.address.is_ipv4() == listen.address.is_ipv4())
-            {
-                let server =
-                    Server { listener: id, address: backend.address, port: backend.port.unwrap_or(listen.port) };
+            for backend in pool.backends.iter().filter(|b| b.address.is_ipv4() == listen.address.is_ipv4()) {
+                let server = Server {
+                    listener: id,
+                    address: backend.address,
+                    port: backend.port.unwrap_or(listen.port),
+                };
                 let number = match servers.get(&server) {
                     Some(id) => *id,
                     None => backend_numbers.next().ok_or(TooMany {

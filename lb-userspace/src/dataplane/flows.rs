@@ -103,12 +103,8 @@ impl<'m> FlowTable<'m> {
             let fresh = word.time().wrapping_sub(clock.now) < 8;
             if !fresh && clock.age(word.time()) > f64::from(timeout) {
                 // Fails when a packet comes at this very moment, and then the flow is not idle.
-                let freed = place.compare_exchange(
-                    word.0,
-                    FlowWord::FREE.0,
-                    Ordering::Relaxed,
-                    Ordering::Relaxed,
-                );
+                let freed =
+                    place.compare_exchange(word.0, FlowWord::FREE.0, Ordering::Relaxed, Ordering::Relaxed);
                 if freed.is_ok() {
                     swept.expired += 1;
                     continue;
@@ -163,12 +159,8 @@ impl<'m> FlowTable<'m> {
         self.occupied().filter(move |(_, _, word)| wanted(*word)).filter_map(move |(index, _, word)| {
             let tuple = self.tuple(index);
             let hash = hash_of(&tuple, image, key)?;
-            (hash.fingerprint() == word.fingerprint() && hash.line(lines) as usize == index / WAYS).then(|| Flow {
-                backend: word.backend(),
-                state: word.state(),
-                time: word.time(),
-                tuple,
-            })
+            (hash.fingerprint() == word.fingerprint() && hash.line(lines) as usize == index / WAYS)
+                .then(|| Flow { backend: word.backend(), state: word.state(), time: word.time(), tuple })
         })
     }
 
@@ -186,9 +178,8 @@ fn hash_of(tuple: &FlowTuple, image: &Image, key: &HashKey) -> Option<FlowHash> 
     let vip = address_bytes(listen.address);
     let (client_port, vip_port) = (tuple.client_port.get(), tuple.vip_port.get());
     Some(if listen.address.is_ipv4() {
-        flow4(key, &unmapped(&tuple.client), &unmapped(&vip), client_port, vip_port, protocol)
+        flow4(key, unmapped(&tuple.client), unmapped(&vip), client_port, vip_port, protocol)
     } else {
         flow6(key, &tuple.client, &vip, client_port, vip_port, protocol)
     })
 }
-

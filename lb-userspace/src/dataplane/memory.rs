@@ -1,9 +1,9 @@
 //! Maps in plain memory, and the packet code over them: what the tests compare the kernel with.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::cell::RefCell;
 
 use lb_common::abi::flow::{FlowTuple, FlowWord, WAYS};
 use lb_common::abi::net::{Be16, Protocol as Wire};
@@ -12,6 +12,7 @@ use lb_common::env::{Env, Line, Route, Step};
 use lb_common::hash::HashKey;
 use lb_common::packet::ip4::Ipv4;
 use lb_common::packet::ip6::Ipv6;
+use lb_common::pipeline::Work;
 use lb_common::verdict::{Reason, Verdict};
 
 use super::flows::FlowTable;
@@ -72,7 +73,7 @@ impl Memory {
 
     /// Runs the packet code on a frame.
     pub fn run(&self, frame: &mut Vec<u8>) -> Verdict {
-        lb_common::pipeline::handle(frame, &self)
+        lb_common::pipeline::handle(frame, &self, &mut Work::new())
     }
 
     /// The counters that are not zero.
@@ -176,12 +177,12 @@ impl<'m> Env for &'m Memory {
     type Line = MemoryLine<'m>;
     type Key = HashKey;
 
-    fn endpoint4(&self, side: Side, addr: [u8; 4], port: Be16, protocol: Wire) -> Option<u32> {
-        self.endpoints4.get(&Endpoint4::new(side, addr, port, protocol)).copied()
+    fn endpoint4(&self, side: Side, addr: &[u8; 4], port: Be16, protocol: Wire) -> Option<u32> {
+        self.endpoints4.get(&Endpoint4::new(side, *addr, port, protocol)).copied()
     }
 
-    fn endpoint6(&self, side: Side, addr: [u8; 16], port: Be16, protocol: Wire) -> Option<u32> {
-        self.endpoints6.get(&Endpoint6::new(side, addr, port, protocol)).copied()
+    fn endpoint6(&self, side: Side, addr: &[u8; 16], port: Be16, protocol: Wire) -> Option<u32> {
+        self.endpoints6.get(&Endpoint6::new(side, *addr, port, protocol)).copied()
     }
 
     fn listener(&self, id: u32) -> Option<&Listener> {

@@ -28,7 +28,9 @@ use regions::Regions;
 /// Why a step could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    #[error("no room for {0} more slots in the TABLES map, which was made for fewer backends or services; run `matapa detach` and start the daemon again to make it larger (this interrupts forwarding)")]
+    #[error(
+        "no room for {0} more slots in the TABLES map, which was made for fewer backends or services; run `matapa detach` and start the daemon again to make it larger (this interrupts forwarding)"
+    )]
     NoRoomForTable(u32),
     #[error("writing to the {map} map failed")]
     Map {

@@ -90,7 +90,7 @@ pub fn plan(actual: &Image, desired: &Image) -> Vec<Op> {
             let protocol = protocol(actual, old);
             let elsewhere = desired.backends.values().any(|new| {
                 (new.server.address, new.server.port) == (old.server.address, old.server.port)
-                    && self::protocol_of(desired, new) == protocol
+                    && protocol_of(desired, new) == protocol
             });
             if !elsewhere {
                 removed.push(Op::RemoveOrigin(old.server, protocol));
@@ -117,7 +117,9 @@ pub fn advance(image: &mut Image, op: &Op) {
                 .listeners
                 .get(id)
                 .filter(|old| old.listen == entry.listen)
-                .map_or(Table { size: entry.table.size, members: Default::default() }, |old| old.table.clone());
+                .map_or(Table { size: entry.table.size, members: Default::default() }, |old| {
+                    old.table.clone()
+                });
             image.listeners.insert(*id, ListenerEntry { table, ..entry.clone() });
         }
         Op::PutTable(id, table) => {

@@ -62,8 +62,10 @@ impl Regions {
     }
 
     fn wake(&mut self, now: Instant) {
-        let (awake, resting) =
-            self.resting.drain(..).partition(|(since, _, _)| now.saturating_duration_since(*since) >= QUARANTINE);
+        let (awake, resting) = self
+            .resting
+            .drain(..)
+            .partition(|(since, _, _)| now.saturating_duration_since(*since) >= QUARANTINE);
         self.resting = resting;
         let awake: Vec<(Instant, u32, u32)> = awake;
         for (_, offset, size) in awake {
