@@ -119,8 +119,9 @@ fn flags(workspace: &Workspace, linker: &Path) -> OsString {
         flags.push(FLAG_SEPARATOR);
         flags.push(flag);
     }
-    // The object is embedded in the binary; whose directories it was built in is nobody's business.
-    for (from, to) in [(Some(workspace.root.clone()), "matapa"), (cargo_home(), "cargo")] {
+    // The same object from any directory. "." lets the linker still find
+    // our sources, whose lines it copies for the verifier's log.
+    for (from, to) in [(Some(workspace.root.clone()), "."), (cargo_home(), "cargo")] {
         if let Some(from) = from {
             flags.push(FLAG_SEPARATOR);
             flags.push("--remap-path-prefix=");
