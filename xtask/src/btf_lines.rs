@@ -10,6 +10,13 @@ pub struct Line {
     pub text: String,
 }
 
+impl Line {
+    /// Is it a line of this workspace, rather than of a library? The build maps the workspace to `.`.
+    pub fn is_own(&self) -> bool {
+        self.file.starts_with("./")
+    }
+}
+
 #[derive(Debug)]
 struct Record {
     section: String,
@@ -37,8 +44,20 @@ impl Lines {
 
     /// The line of the last record at or before `offset`, but inside the function that starts at `start`.
     pub fn at(&self, section: &str, start: u64, offset: u64) -> Option<&Line> {
+        self.last(section, start, offset, |_| true)
+    }
+
+    /// As [`Self::at`], but the last line of this workspace: what a library function was inlined into.
+    pub fn own_at(&self, section: &str, start: u64, offset: u64) -> Option<&Line> {
+        self.last(section, start, offset, Line::is_own)
+    }
+
+    fn last(&self, section: &str, start: u64, offset: u64, wanted: impl Fn(&Line) -> bool) -> Option<&Line> {
         let known = |record: &&Record| {
-            record.section == section && (start..=offset).contains(&record.offset) && record.line.number > 0
+            record.section == section
+                && (start..=offset).contains(&record.offset)
+                && record.line.number > 0
+                && wanted(&record.line)
         };
         self.records.iter().filter(known).max_by_key(|record| record.offset).map(|record| &record.line)
     }

@@ -75,7 +75,10 @@ pub fn lint(workspace: &Workspace, bpf: &Bpf) -> Result<()> {
         command.arg("clippy").args(arguments(workspace)).env("CARGO", &bpf.toolchain.cargo);
         command
     } else {
-        println!("{} has no clippy; only the compiler's warnings are checked", bpf.toolchain.description);
+        println!(
+            "{} has no clippy (on Debian: package rust-web-clippy); only the compiler's warnings are checked",
+            bpf.toolchain.description
+        );
         let mut command = cargo(workspace, bpf, &bpf.toolchain.cargo);
         command.arg("rustc").args(arguments(workspace));
         command
@@ -119,8 +122,9 @@ fn flags(workspace: &Workspace, linker: &Path) -> OsString {
         flags.push(FLAG_SEPARATOR);
         flags.push(flag);
     }
-    // The object is embedded in the binary; whose directories it was built in is nobody's business.
-    for (from, to) in [(Some(workspace.root.clone()), "matapa"), (cargo_home(), "cargo")] {
+    // The same object from any directory. "." lets the linker still find our sources, whose lines it copies
+    // for the verifier's log.
+    for (from, to) in [(Some(workspace.root.clone()), "."), (cargo_home(), "cargo")] {
         if let Some(from) = from {
             flags.push(FLAG_SEPARATOR);
             flags.push("--remap-path-prefix=");

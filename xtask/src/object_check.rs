@@ -56,20 +56,28 @@ pub enum Problem {
     NoProgram,
     #[error("{function} has {count} instructions, more than {MOST_INSTRUCTIONS}: split it")]
     TooLong { function: String, count: usize },
-    #[error("{function} can panic: it calls {callee}{}", shown(.line.as_ref()))]
-    Panics { function: String, callee: String, line: Option<Line> },
+    #[error("{function} can panic: it calls {callee}{}", shown(.lines))]
+    Panics {
+        function: String,
+        callee: String,
+        /// The line of the call; after a library's, our own line near the jump to it.
+        lines: Vec<Line>,
+    },
     #[error("{0} is left in the object though no call of it was found")]
     PanicCode(String),
-    #[error("{function} contains an endless loop{}", shown(.line.as_ref()))]
-    Endless { function: String, line: Option<Line> },
+    #[error("{function} contains an endless loop{}", shown(.lines))]
+    Endless { function: String, lines: Vec<Line> },
     #[error("{0} does not end with a return or a jump")]
     RunsOff(String),
     #[error("{function} needs {symbol}, which is nowhere defined")]
     Undefined { function: String, symbol: String },
 }
 
-fn shown(line: Option<&Line>) -> String {
-    line.map(|Line { file, number, text }| format!("\n    at {file}:{number}: {text}")).unwrap_or_default()
+fn shown(lines: &[Line]) -> String {
+    let words = ["at", "reached near"];
+    let show =
+        |(Line { file, number, text }, word): (&Line, &str)| format!("\n    {word} {file}:{number}: {text}");
+    lines.iter().zip(words).map(show).collect()
 }
 
 /// Everything wrong with an object.
@@ -152,6 +160,14 @@ const JUMP: u8 = 0x05;
 const LONG_JUMP: u8 = 0x06;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
+/// The bits of an instruction's code that tell its class.
+const CLASS: u8 = 0x07;
+const CLASS_JUMP: u8 = 0x05;
+const CLASS_JUMP32: u8 = 0x06;
+/// The bits that tell what a jump does.
+const OPERATION: u8 = 0xf0;
+const OPERATION_CALL: u8 = 0x80;
+const OPERATION_EXIT: u8 = 0x90;
 /// The source register of a call to another BPF function.
 const CALL_FUNCTION: u8 = 1;
 
@@ -162,6 +178,16 @@ impl Instruction {
 
     fn ends_a_function(self) -> bool {
         matches!(self.code, EXIT | JUMP | LONG_JUMP)
+    }
+
+    /// Where a jump, conditional or not, goes to.
+    fn jump_target(self) -> Option<u64> {
+        let jump_class = matches!(self.code & CLASS, CLASS_JUMP | CLASS_JUMP32);
+        let is_jump = jump_class && !matches!(self.code & OPERATION, OPERATION_CALL | OPERATION_EXIT);
+        let distance =
+            if self.code == LONG_JUMP { i64::from(self.immediate) } else { i64::from(self.offset) };
+        let next = self.at + INSTRUCTION as u64;
+        is_jump.then(|| next.checked_add_signed(distance * INSTRUCTION as i64))?
     }
 }
 
@@ -285,22 +311,40 @@ impl Code {
         }
         let before = problems.len();
         for instruction in function.instructions() {
-            let line = || self.lines.at(&function.section_name, function.start, instruction.at).cloned();
+            let line = self.lines.at(&function.section_name, function.start, instruction.at);
             if instruction.jumps_to_itself() {
-                problems.push(Problem::Endless { function: name(), line: line() });
+                problems
+                    .push(Problem::Endless { function: name(), lines: line.into_iter().cloned().collect() });
             }
             if let Some(Target::Undefined(symbol)) = self.relocation(function, instruction) {
                 problems.push(Problem::Undefined { function: name(), symbol: symbol.clone() });
             }
             if let Some(callee) = self.callee(function, instruction).filter(|callee| callee.never_returns()) {
                 let callee = callee.name.clone();
-                problems.push(Problem::Panics { function: name(), callee, line: line() });
+                let own = line.is_some_and(Line::is_own);
+                let from = if own { None } else { self.reached_from(function, instruction) };
+                let lines = line.into_iter().chain(from).cloned().collect();
+                problems.push(Problem::Panics { function: name(), callee, lines });
             }
         }
         let ends = function.instructions().last().is_some_and(Instruction::ends_a_function);
         if !ends && problems.len() == before {
             problems.push(Problem::RunsOff(name()));
         }
+    }
+
+    /// Our own line before the first jump to the block that ends in this call of a panic.
+    fn reached_from(&self, function: &Function, call: Instruction) -> Option<&Line> {
+        let leaves = |instruction: &Instruction| {
+            instruction.ends_a_function()
+                || self.callee(function, *instruction).is_some_and(Function::never_returns)
+        };
+        let before = function.instructions().take_while(|instruction| instruction.at < call.at);
+        let block = before.filter(leaves).last().map_or(function.start, |last| last.at + INSTRUCTION as u64);
+        let jump = function.instructions().find(|instruction| {
+            instruction.jump_target().is_some_and(|target| (block..=call.at).contains(&target))
+        });
+        self.lines.own_at(&function.section_name, function.start, jump.map_or(call.at, |jump| jump.at))
     }
 
     fn relocation(&self, function: &Function, instruction: Instruction) -> Option<&Target> {

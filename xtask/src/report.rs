@@ -1,5 +1,6 @@
 //! What a test run did: the lines of libtest, the table of stages, and the closing line.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -45,7 +46,8 @@ impl Report {
         let start = Instant::now();
         let mut tests = Tests::default();
         let outcome = run(&mut tests);
-        let mut failures = tests.failures();
+        tests.end();
+        let mut failures = std::mem::take(&mut tests.failures);
         if let Err(error) = outcome {
             println!("error: {error:#}");
             failures.push(first_line(&format!("{error:#}")));
@@ -91,8 +93,13 @@ impl fmt::Display for Report {
 #[derive(Debug, Default)]
 pub struct Tests {
     pub passed: usize,
-    failed: usize,
-    names: Vec<String>,
+    failures: Vec<String>,
+    /// Failed tests of the test binary that is running.
+    current: BTreeSet<String>,
+    /// Inside libtest's closing list of failed tests.
+    listing: bool,
+    /// A test binary has begun and not told its result.
+    unfinished: bool,
 }
 
 impl Tests {
@@ -100,25 +107,48 @@ impl Tests {
     pub fn observe(&mut self, line: &str) {
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.passed += count(counts, "passed");
-            self.failed += count(counts, "failed");
+            self.finish(count(counts, "failed"));
+        } else if is_start(line) {
+            self.end();
+            self.unfinished = true;
         } else if let Some(name) =
             line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
         {
-            self.names.push(name.to_owned());
+            self.current.insert(name.to_owned());
+        } else if let Some(name) = line.strip_prefix("    ").filter(|_| self.listing) {
+            // Also names a test whose own line was torn by what it printed.
+            self.current.insert(name.to_owned());
+        } else if !line.is_empty() {
+            self.listing = line == "failures:";
+        }
+    }
+
+    /// There is no more output: a binary that told no result did not get to its end.
+    pub fn end(&mut self) {
+        if self.unfinished {
+            self.finish(0);
+            self.failures.push("a test binary ended before its tests did".to_owned());
         }
     }
 
     pub fn failed(&self) -> usize {
-        self.failed.max(self.names.len())
+        self.failures.len()
     }
 
-    /// One entry per failed test, also for one whose name did not stand on a line of its own.
-    fn failures(&self) -> Vec<String> {
-        let unnamed = self.failed().saturating_sub(self.names.len());
-        let mut failures = self.names.clone();
-        failures.extend(std::iter::repeat_n("a test (see above)".to_owned(), unnamed));
-        failures
+    fn finish(&mut self, failed: usize) {
+        let named = std::mem::take(&mut self.current);
+        let unnamed = failed.saturating_sub(named.len());
+        self.failures.extend(named);
+        self.failures.extend(std::iter::repeat_n("a test (see above)".to_owned(), unnamed));
+        self.listing = false;
+        self.unfinished = false;
     }
+}
+
+/// Is this the first line of a test binary, as `running 5 tests`?
+fn is_start(line: &str) -> bool {
+    let words: Vec<&str> = line.split(' ').collect();
+    matches!(words[..], ["running", count, "test" | "tests"] if count.parse::<usize>().is_ok())
 }
 
 /// The number in front of `what` in a line as `ok. 5 passed; 0 failed; 1 ignored; ...`.
@@ -149,13 +179,41 @@ mod tests {
             "test result: ok. 7 passed; 0 failed; 3 ignored; 0 measured; 9 filtered out; finished in 0.10s",
         ]);
         assert_eq!((tests.passed, tests.failed()), (8, 1));
-        assert_eq!(tests.failures(), ["a::bad"]);
+        assert_eq!(tests.failures, ["a::bad"]);
+    }
+
+    #[test]
+    fn torn_line_is_named_by_the_closing_list() {
+        let tests = observed(&[
+            "running 1 test",
+            "test a::bad ... something a child printed",
+            "FAILED",
+            "",
+            "failures:",
+            "",
+            "---- a::bad stdout ----",
+            "    an indented line of the test",
+            "",
+            "failures:",
+            "    a::bad",
+            "",
+            "test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out",
+        ]);
+        assert_eq!(tests.failures, ["a::bad"]);
+    }
+
+    #[test]
+    fn binary_without_a_result_is_a_failure() {
+        let mut tests = observed(&["running 2 tests", "test a::good ... ok", "running 1 test"]);
+        assert_eq!(tests.failed(), 1);
+        tests.end();
+        assert_eq!(tests.failed(), 2);
     }
 
     #[test]
     fn failure_without_a_name_is_counted() {
         let tests = observed(&["test result: FAILED. 0 passed; 2 failed; 0 ignored; 0 measured"]);
-        assert_eq!(tests.failures().len(), 2);
+        assert_eq!(tests.failures.len(), 2);
     }
 
     #[test]

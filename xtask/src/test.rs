@@ -122,6 +122,7 @@ fn run(cargo: &mut Command, options: &Options, libtest: &[&str], tests: &mut Tes
         cargo.arg(filter);
     }
     let status = stream(cargo.arg("--").args(libtest), |line| tests.observe(line))?;
+    tests.end();
     if !status.success() && tests.failed() == 0 {
         bail!("`cargo test` failed without naming a test: it did not compile, or a test ended the process");
     }

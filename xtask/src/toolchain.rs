@@ -59,7 +59,10 @@ pub fn find(workspace: &Workspace, install: Install) -> Result<Toolchain> {
         Err(reason) => reason,
     };
     let distribution = match from_distribution(workspace, install) {
-        Ok(toolchain) => return Ok(toolchain),
+        Ok(toolchain) => {
+            println!("BPF compiler: not the rustup nightly: {nightly:#}");
+            return Ok(toolchain);
+        }
         Err(reason) => reason,
     };
     bail!(
@@ -117,7 +120,7 @@ fn add_rust_src(workspace: &Workspace, rustup: &Path, install: Install) -> Resul
     }
     let log = workspace.logs().join("rust-src.log");
     let mut command = Command::new(rustup);
-    command.args(["component", "add", "rust-src", "--toolchain", "nightly"]);
+    command.args(["component", "add", "rust-src", "--toolchain", "nightly"]).env("RUSTUP_MAX_RETRIES", "1");
     println!("  installing rust-src for the rustup nightly");
     if let Err(error) = run_logged("rustup component add rust-src", &log, &mut command) {
         fs::write(&mark, format!("{error:#}\n"))

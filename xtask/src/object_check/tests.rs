@@ -29,7 +29,7 @@ impl Builder {
     /// An object with everything but programs.
     fn new() -> Self {
         let mut new = Self::empty();
-        let (btf, ext) = one_line("xdp", 8, "lb-ebpf/src/main.rs", "table[index]", 42);
+        let (btf, ext) = one_line("xdp", 8, "./lb-ebpf/src/main.rs", "table[index]", 42);
         for (name, data) in [(".BTF", btf), (".BTF.ext", ext), ("license", b"Dual MIT/GPL\0".to_vec())] {
             let section = new.object.add_section(vec![], name.into(), SectionKind::Data);
             new.object.set_section_data(section, data, 1);
@@ -104,10 +104,25 @@ fn panic_names_function_callee_and_line() {
     let panics = object.function(".text.unlikely.", BOUNDS_CHECK, &[call(-1)]);
     object.relocate("xdp", 16, panics);
     object.relocate(".text.unlikely.", 0, handler);
-    let line = Line { file: "lb-ebpf/src/main.rs".into(), number: 42, text: "table[index]".into() };
+    let line = Line { file: "./lb-ebpf/src/main.rs".into(), number: 42, text: "table[index]".into() };
     let callee = "core::panicking::panic_bounds_check".to_owned();
-    let expected = Problem::Panics { function: "`matapa`".into(), callee, line: Some(line) };
+    let expected = Problem::Panics { function: "`matapa`".into(), callee, lines: vec![line] };
     assert_eq!(object.problems(), [expected]);
+}
+
+#[test]
+fn jumps_are_followed_and_calls_are_not() {
+    let instruction = |code, offset, immediate| Instruction { at: 80, code, source: 0, offset, immediate };
+    let target = |code, offset, immediate| instruction(code, offset, immediate).jump_target();
+    assert_eq!(target(JUMP, 2, 0), Some(104));
+    assert_eq!(target(LONG_JUMP, 0, -2), Some(72));
+    // If r1 == 0, if w1 != 0, and if r4 < r3.
+    assert_eq!(target(0x15, -1, 0), Some(80));
+    assert_eq!(target(0x56, 0, 0), Some(88));
+    assert_eq!(target(0xad, 1, 0), Some(96));
+    for code in [CALL, EXIT, 0xb4, WIDE_LOAD] {
+        assert_eq!(target(code, 1, 1), None, "{code:#x}");
+    }
 }
 
 #[test]
