@@ -82,10 +82,21 @@ pub(crate) fn run_tool<S: AsRef<OsStr>>(program: &str, args: &[S], input: Option
 /// # Errors
 /// When it cannot be started, or on Ctrl-C.
 pub(crate) fn finish(
+    command: Command,
+    netns: Option<&Netns>,
+    input: Option<&str>,
+    limit: Duration,
+) -> Result<Finished> {
+    finish_unless(command, netns, input, limit, &AtomicBool::new(false))
+}
+
+/// As [`finish`]; killed also when `abort` becomes true.
+pub(crate) fn finish_unless(
     mut command: Command,
     netns: Option<&Netns>,
     input: Option<&str>,
     limit: Duration,
+    abort: &AtomicBool,
 ) -> Result<Finished> {
     let start = Instant::now();
     let mut stdout = tempfile::tempfile().context("cannot make a file for the output")?;
@@ -100,7 +111,7 @@ pub(crate) fn finish(
         // One that ends without reading its input says why itself.
         let _ = pipe.write_all(text.as_bytes());
     }
-    let status = wait_child(&mut child, start + limit);
+    let status = wait_child(&mut child, start + limit, abort);
     let took = start.elapsed();
     let status = match status {
         Ok(Some(status)) => Some(status),
@@ -148,8 +159,8 @@ fn prepare(command: &mut Command, netns: Option<&Netns>, die_with_parent: bool) 
     unsafe { command.pre_exec(hook) };
 }
 
-/// Waits until the child has ended or `deadline` has passed, without polling.
-fn wait_child(child: &mut Child, deadline: Instant) -> Result<Option<ExitStatus>> {
+/// Waits until the child has ended, `deadline` has passed, or `abort` was set.
+fn wait_child(child: &mut Child, deadline: Instant, abort: &AtomicBool) -> Result<Option<ExitStatus>> {
     // SAFETY: pidfd_open takes two integers; the child has not been waited for, so the pid is its own.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
     let Ok(fd @ 0..) = i32::try_from(fd) else {
@@ -163,7 +174,7 @@ fn wait_child(child: &mut Child, deadline: Instant) -> Result<Option<ExitStatus>
         }
         interrupt::check()?;
         let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        if left.is_zero() || abort.load(Ordering::Relaxed) {
             return Ok(None);
         }
         let millis = i32::try_from(left.as_millis().clamp(1, 200)).unwrap_or(200);
@@ -263,7 +274,7 @@ impl Process {
     /// When it has not ended after `limit`.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
         self.signal(libc::SIGTERM)?;
-        match wait_child(&mut self.child, Instant::now() + limit)? {
+        match wait_child(&mut self.child, Instant::now() + limit, &AtomicBool::new(false))? {
             Some(status) => Ok(status),
             None => bail!("{} is still there {limit:?} after SIGTERM: {}", self.label, tail(&self.log())),
         }
@@ -303,11 +314,7 @@ pub(crate) fn tail(log: &str) -> String {
 ///
 /// # Errors
 /// Naming `what`, when there is none after `limit`; and what `probe` fails with.
-pub fn wait_until<T>(
-    what: &str,
-    limit: Duration,
-    mut probe: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub fn wait_until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {

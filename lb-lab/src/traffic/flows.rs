@@ -65,8 +65,7 @@ impl Flows {
         let flows: Arc<Mutex<Vec<Flow>>> = Arc::default();
         let stop = Arc::new(AtomicBool::new(false));
         let (record, ended) = (Arc::clone(&flows), Arc::clone(&stop));
-        let thread =
-            netns.thread("flows", move || hold(&targets, count, dialect, pause, &record, &ended))?;
+        let thread = netns.thread("flows", move || hold(&targets, count, dialect, pause, &record, &ended))?;
         let this = Self { flows, stop, _thread: thread };
         wait_until("the connections to be greeted", Duration::from_secs(10), || {
             let flows = this.snapshot();
@@ -109,8 +108,7 @@ fn hold(
 ) {
     let mut held: Vec<Option<Held>> = Vec::new();
     for target in targets.iter().copied().cycle().take(count) {
-        let mut flow =
-            Flow { target, server: None, exchanges: 0, longest_wait: Duration::ZERO, end: None };
+        let mut flow = Flow { target, server: None, exchanges: 0, longest_wait: Duration::ZERO, end: None };
         let opened = Line::connect(target);
         if let Err(failure) = &opened {
             flow.end = Some((Instant::now(), failure.clone()));

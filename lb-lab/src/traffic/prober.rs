@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-use super::line::{Line, Step, server_name, wait};
 pub use super::line::Failure;
+use super::line::{Line, Step, server_name, wait};
 use crate::netns::Netns;
 
 /// One connection from SYN to greeting.

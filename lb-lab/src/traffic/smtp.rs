@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -19,9 +20,11 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::lab::Lab;
 use crate::netns::Netns;
-use crate::process::{Finished, Process, wait_until};
+use crate::process::{self, Finished, Process, wait_until};
 use crate::topology::Host;
 
+/// After which a single message counts as failed.
+const MAIL_LIMIT: Duration = Duration::from_secs(20);
 const DOMAIN: &str = "client.example";
 
 /// A message a server has taken.
@@ -158,11 +161,15 @@ pub fn send(
     (count, sessions): (usize, usize),
     limit: Duration,
 ) -> Result<Finished> {
+    process::finish(source(lab, target, sender, (count, sessions))?, Some(netns), None, limit)
+}
+
+fn source(lab: &Lab, target: SocketAddr, sender: &str, (count, sessions): (usize, usize)) -> Result<Command> {
     let mut command = lab.command("smtp-source")?;
     command.args([if target.is_ipv4() { "-4" } else { "-6" }, "-N", "-M", "client.example"]);
     command.args(["-s", &sessions.to_string(), "-m", &count.to_string()]);
     command.args(["-f", &format!("{sender}@{DOMAIN}"), "-t", "@lab.example", &host_port(target)]);
-    lab.finish(netns, command, limit)
+    Ok(command)
 }
 
 /// `[ADDRESS]:PORT` for both families, as Postfix wants it.
@@ -185,6 +192,7 @@ pub struct Mail {
 #[derive(Debug)]
 pub struct Mailer {
     stop: Arc<AtomicBool>,
+    abort: Arc<AtomicBool>,
     done: Arc<Mutex<Vec<Mail>>>,
     workers: Vec<JoinHandle<Result<()>>>,
 }
@@ -202,12 +210,12 @@ impl Mailer {
         (workers, pause): (usize, Duration),
     ) -> Result<Self> {
         lab.command("smtp-source")?;
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, abort) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let done: Arc<Mutex<Vec<Mail>>> = Arc::default();
         let mut handles = Vec::new();
         for worker in 0..workers {
             let (lab, netns, targets) = (Arc::clone(lab), netns.clone(), targets.to_vec());
-            let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
+            let (stop, abort, done) = (Arc::clone(&stop), Arc::clone(&abort), Arc::clone(&done));
             let tag = format!("{tag}.{worker}");
             // Programs are moved into the namespace when they start; the worker itself stays outside.
             let work = move || {
@@ -215,7 +223,7 @@ impl Mailer {
                     if stop.load(Ordering::Relaxed) {
                         break;
                     }
-                    let mail = send_one(&lab, &netns, target, format!("{tag}.{number}"))?;
+                    let mail = send_one(&lab, &netns, target, format!("{tag}.{number}"), &abort)?;
                     let rest = pause.saturating_sub(mail.took);
                     done.lock().unwrap_or_else(PoisonError::into_inner).push(mail);
                     std::thread::sleep(rest);
@@ -224,7 +232,7 @@ impl Mailer {
             };
             handles.push(std::thread::Builder::new().name("mailer".to_owned()).spawn(work)?);
         }
-        Ok(Self { stop, done, workers: handles })
+        Ok(Self { stop, abort, done, workers: handles })
     }
 
     /// Messages that have ended so far.
@@ -250,14 +258,20 @@ impl Mailer {
 impl Drop for Mailer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.abort.store(true, Ordering::Relaxed);
+        // They share the lab, which is to be removed by its owner and not by them.
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
     }
 }
 
-fn send_one(lab: &Lab, netns: &Netns, target: SocketAddr, id: String) -> Result<Mail> {
+fn send_one(lab: &Lab, netns: &Netns, target: SocketAddr, id: String, abort: &AtomicBool) -> Result<Mail> {
     let started = Instant::now();
-    let finished = send(lab, netns, target, &id, (1, 1), Duration::from_secs(20))?;
+    let command = source(lab, target, &id, (1, 1))?;
+    let finished = process::finish_unless(command, Some(netns), None, MAIL_LIMIT, abort)?;
     let error = (!finished.ok()).then(|| match finished.status {
-        None => "hung for 20 s".to_owned(),
+        None => format!("hung for {MAIL_LIMIT:?}"),
         Some(_) => finished.stderr.trim().rsplit("fatal: ").next().unwrap_or_default().to_owned(),
     });
     Ok(Mail { id, started, took: finished.took, error })
