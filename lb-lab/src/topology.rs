@@ -63,6 +63,8 @@ pub struct Gateway {
     pub name: String,
     pub netns: Netns,
     switch: Netns,
+    number: u8,
+    single: bool,
 }
 
 /// The whole network.
@@ -163,28 +165,43 @@ impl Topology {
     fn gateway(&self, name: &str, number: u8, single: bool) -> Result<Gateway> {
         let netns = self.lab.netns(name)?;
         quiet_addresses(&netns)?;
-        let own = if single { 1 } else { 251 + number };
-        for segment in [Segment::Ext, Segment::Int] {
-            let device = segment.name();
-            let port = format!("{name}-{device}");
-            self.cable(&netns, device, &port, segment, 251 + number)?;
-            let (v4, v6) = (segment.v4(own), segment.v6(own));
-            netns.ip(&format!("addr add {v4}/24 dev {device}\naddr add {v6}/64 dev {device} nodad\n"))?;
-            // Frames that XDP sends are dropped unless the other end polls, which GRO makes it do.
-            self.ethtool(&self.switch, &port, "gro", "on")?;
-        }
-        if single {
-            netns.ip(&format!("addr add {VIP_V4}/32 dev ext\naddr add {VIP_V6}/128 dev ext nodad\n"))?;
-        }
         netns.sysctl(&[
             ("ipv4/ip_forward", "1"),
             ("ipv6/conf/all/forwarding", "1"),
             ("ipv4/conf/all/rp_filter", "0"),
             ("ipv4/conf/default/rp_filter", "0"),
-            ("ipv4/conf/ext/rp_filter", "0"),
-            ("ipv4/conf/int/rp_filter", "0"),
         ])?;
-        Ok(Gateway { name: name.to_owned(), netns, switch: self.switch.clone() })
+        let gateway = Gateway { name: name.to_owned(), netns, switch: self.switch.clone(), number, single };
+        self.connect(&gateway)?;
+        Ok(gateway)
+    }
+
+    /// Both cables of a gateway, with their addresses.
+    fn connect(&self, gateway: &Gateway) -> Result<()> {
+        let Gateway { name, netns, number, single, .. } = gateway;
+        let own = if *single { 1 } else { 251 + number };
+        for segment in [Segment::Ext, Segment::Int] {
+            let device = segment.name();
+            let port = format!("{name}-{device}");
+            self.cable(netns, device, &port, segment, 251 + number)?;
+            let (v4, v6) = (segment.v4(own), segment.v6(own));
+            netns.ip(&format!("addr add {v4}/24 dev {device}\naddr add {v6}/64 dev {device} nodad\n"))?;
+            // Frames that XDP sends are dropped unless the other end polls, which GRO makes it do.
+            self.ethtool(&self.switch, &port, "gro", "on")?;
+        }
+        if *single {
+            netns.ip(&format!("addr add {VIP_V4}/32 dev ext\naddr add {VIP_V6}/128 dev ext nodad\n"))?;
+        }
+        Ok(())
+    }
+
+    /// Removes both interfaces of a gateway and makes them anew, as when a driver is loaded again.
+    ///
+    /// # Errors
+    /// When a link cannot be made.
+    pub fn replace_cables(&self, gateway: &Gateway) -> Result<()> {
+        gateway.netns.ip("link del ext\nlink del int\n")?;
+        self.connect(gateway)
     }
 
     /// A veth pair: `device` in `netns`, `port` on the segment's bridge.

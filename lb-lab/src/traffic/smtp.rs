@@ -139,7 +139,8 @@ fn parse(text: &str) -> Option<Received> {
     Some(Received {
         sender: local(header("X-Mail-Args:")?.split('>').next()?),
         recipient: local(header("X-Rcpt-Args:")?),
-        client: client.trim_start_matches("IPv6:").to_owned(),
+        // `ipv6:::1` for ::1.
+        client: client.trim_start_matches("ipv6:").to_owned(),
     })
 }
 

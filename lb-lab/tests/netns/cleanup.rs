@@ -1,0 +1,76 @@
+//! The lab itself: nothing stays behind, whatever happens.
+
+use std::process::Command;
+use std::sync::Arc;
+
+use lb_lab::traffic::EchoServer;
+use lb_lab::traffic::smtp::Sink;
+use lb_lab::{Lab, Plan, Topology};
+
+use crate::support::{Rig, assert_prompt};
+
+/// In the environment of [`a_lab_that_crashes`]: where it writes its id before it crashes.
+const CRASH: &str = "MATAPA_LAB_CRASH";
+
+fn build() -> (Topology, Vec<Sink>) {
+    let lab = Lab::new().unwrap();
+    let topology = Topology::build(Arc::clone(&lab), &Plan::default()).unwrap();
+    let sinks = topology.servers.iter().map(|host| Sink::start(&lab, host, 25).unwrap()).collect();
+    (topology, sinks)
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_lab_routes_and_leaves_nothing_behind() {
+    let (topology, sinks) = build();
+    let id = topology.lab.id().to_owned();
+    assert!(Lab::leftovers(&id).len() > 5);
+    let echo: Vec<_> = topology.servers.iter().map(|host| EchoServer::start(host, 7).unwrap()).collect();
+    let targets = topology
+        .servers
+        .iter()
+        .flat_map(|host| [false, true].map(|v6| (host.address(v6), 7).into()))
+        .collect();
+    let attempts = Rig::connect(&topology.clients[0].netns, targets, std::time::Duration::from_millis(300));
+    assert_prompt(&attempts);
+    drop((topology, sinks, echo));
+    assert_eq!(Lab::leftovers(&id), Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_panic_removes_the_lab() {
+    let mut id = String::new();
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let (topology, _sinks) = build();
+        topology.lab.id().clone_into(&mut id);
+        panic!("expected");
+    }));
+    assert!(caught.is_err() && !id.is_empty());
+    assert_eq!(Lab::leftovers(&id), Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "run by the_next_run_removes_what_a_crash_left only"]
+fn a_lab_that_crashes() {
+    let Some(path) = std::env::var_os(CRASH) else { return };
+    let (topology, _sinks) = build();
+    std::fs::write(path, topology.lab.id()).unwrap();
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn the_next_run_removes_what_a_crash_left() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "cleanup::a_lab_that_crashes"])
+        .env(CRASH, file.path())
+        .status()
+        .unwrap();
+    assert!(!status.success());
+    let id = std::fs::read_to_string(file.path()).unwrap();
+    assert!(!id.is_empty() && !Lab::leftovers(&id).is_empty(), "the crash left nothing: {id}");
+    drop(Lab::new().unwrap());
+    assert_eq!(Lab::leftovers(&id), Vec::<String>::new());
+}
