@@ -74,7 +74,8 @@ pub(crate) fn run_tool<S: AsRef<OsStr>>(program: &str, args: &[S], input: Option
     let mut command = Command::new(find(program)?);
     command.args(args);
     let words = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect::<Vec<_>>().join(" ");
-    finish(command, None, input, TOOL_LIMIT)?.expect(&format!("{program} {words}"))
+    // Ctrl-C does not cut it short: the clean-up needs it, too.
+    finish_unless(command, None, input, TOOL_LIMIT, &|| false)?.expect(&format!("{program} {words}"))
 }
 
 /// Runs `command` inside `netns` to its end, or kills it after `limit`.
@@ -87,16 +88,18 @@ pub(crate) fn finish(
     input: Option<&str>,
     limit: Duration,
 ) -> Result<Finished> {
-    finish_unless(command, netns, input, limit, &AtomicBool::new(false))
+    let finished = finish_unless(command, netns, input, limit, &interrupt::requested)?;
+    interrupt::check()?;
+    Ok(finished)
 }
 
-/// As [`finish`]; killed also when `abort` becomes true.
+/// As [`finish`]; killed also when `give_up` says so, and otherwise not on Ctrl-C.
 pub(crate) fn finish_unless(
     mut command: Command,
     netns: Option<&Netns>,
     input: Option<&str>,
     limit: Duration,
-    abort: &AtomicBool,
+    give_up: &dyn Fn() -> bool,
 ) -> Result<Finished> {
     let start = Instant::now();
     let mut stdout = tempfile::tempfile().context("cannot make a file for the output")?;
@@ -111,7 +114,7 @@ pub(crate) fn finish_unless(
         // One that ends without reading its input says why itself.
         let _ = pipe.write_all(text.as_bytes());
     }
-    let status = wait_child(&mut child, start + limit, abort);
+    let status = wait_child(&mut child, start + limit, give_up);
     let took = start.elapsed();
     let status = match status {
         Ok(Some(status)) => Some(status),
@@ -159,8 +162,12 @@ fn prepare(command: &mut Command, netns: Option<&Netns>, die_with_parent: bool) 
     unsafe { command.pre_exec(hook) };
 }
 
-/// Waits until the child has ended, `deadline` has passed, or `abort` was set.
-fn wait_child(child: &mut Child, deadline: Instant, abort: &AtomicBool) -> Result<Option<ExitStatus>> {
+/// Waits until the child has ended, `deadline` has passed, or `give_up` says so.
+fn wait_child(
+    child: &mut Child,
+    deadline: Instant,
+    give_up: &dyn Fn() -> bool,
+) -> Result<Option<ExitStatus>> {
     // SAFETY: pidfd_open takes two integers; the child has not been waited for, so the pid is its own.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
     let Ok(fd @ 0..) = i32::try_from(fd) else {
@@ -172,9 +179,8 @@ fn wait_child(child: &mut Child, deadline: Instant, abort: &AtomicBool) -> Resul
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        interrupt::check()?;
         let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || abort.load(Ordering::Relaxed) {
+        if left.is_zero() || give_up() {
             return Ok(None);
         }
         let millis = i32::try_from(left.as_millis().clamp(1, 200)).unwrap_or(200);
@@ -274,7 +280,7 @@ impl Process {
     /// When it has not ended after `limit`.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
         self.signal(libc::SIGTERM)?;
-        match wait_child(&mut self.child, Instant::now() + limit, &AtomicBool::new(false))? {
+        match wait_child(&mut self.child, Instant::now() + limit, &|| false)? {
             Some(status) => Ok(status),
             None => bail!("{} is still there {limit:?} after SIGTERM: {}", self.label, tail(&self.log())),
         }

@@ -298,7 +298,11 @@ impl Gateway {
     /// # Errors
     /// When `ip` fails.
     pub fn flush_neighbours(&self) -> Result<()> {
-        self.netns.ip("neigh flush all\n-6 neigh flush all\n")
+        for device in ["ext", "int"] {
+            // Without a family it takes IPv4 and IPv6.
+            self.netns.ip(&format!("neigh flush dev {device}\n"))?;
+        }
+        Ok(())
     }
 }
 

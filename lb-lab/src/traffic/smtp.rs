@@ -270,7 +270,8 @@ impl Drop for Mailer {
 fn send_one(lab: &Lab, netns: &Netns, target: SocketAddr, id: String, abort: &AtomicBool) -> Result<Mail> {
     let started = Instant::now();
     let command = source(lab, target, &id, (1, 1))?;
-    let finished = process::finish_unless(command, Some(netns), None, MAIL_LIMIT, abort)?;
+    let finished =
+        process::finish_unless(command, Some(netns), None, MAIL_LIMIT, &|| abort.load(Ordering::Relaxed))?;
     let error = (!finished.ok()).then(|| match finished.status {
         None => format!("hung for {MAIL_LIMIT:?}"),
         Some(_) => finished.stderr.trim().rsplit("fatal: ").next().unwrap_or_default().to_owned(),
