@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 pub use self::report::{Outcome, Promise};
 use self::stage::Stage;
 pub use crate::lab::clean;
-use crate::{Lab, interrupt};
+use crate::{Lab, interrupt, process};
 
 /// How to run it.
 #[derive(Clone, Debug)]
@@ -80,7 +80,8 @@ fn print_commands(lab: &Lab, options: &Options) {
     println!("\nThe lab is left standing. To try:");
     println!("  {gateway} {matapa} show summary");
     println!("  {gateway} {matapa} backend drain mx1 --service mail");
-    println!("  {client} smtp-source -4 -s 10 -m 1000 [203.0.113.10]:25");
+    let source = process::find("smtp-source").unwrap_or_else(|_| "smtp-source".into());
+    println!("  {client} {} -4 -s 10 -m 1000 [203.0.113.10]:25", source.display());
     println!("Logs are in {}.", lab.directory().display());
     println!("To remove it: cargo xtask run --clean");
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use super::Options;
 use super::report::{Outcome, Report, time};
 use crate::matapa::{Matapa, Monitor};
-use crate::process::tail;
+use crate::process::{self, tail};
 use crate::topology::{Plan, Topology, VIP_V4, VIP_V6};
 use crate::traffic::prober::{Attempt, shares};
 use crate::traffic::smtp::{self, Mailer, Sink};
@@ -23,6 +23,8 @@ const SESSIONS: usize = 20;
 /// A connection that takes longer lost its SYN, or worse.
 pub(super) const PROMPT: Duration = Duration::from_millis(900);
 const PROBE_EVERY: Duration = Duration::from_millis(10);
+/// Workers, and the least time from one message of a worker to its next: one process each.
+const MAIL: (usize, Duration) = (5, Duration::from_millis(50));
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Everything the chapters need.
@@ -46,6 +48,9 @@ pub(super) struct Load {
 
 impl Stage {
     pub fn build(lab: &Arc<Lab>, options: &Options) -> Result<Self> {
+        for program in ["ip", "ethtool", "smtp-sink", "smtp-source"] {
+            process::find(program)?;
+        }
         let report = Report::new();
         report.title("The network: a client, a gateway, and the mail servers mx1 and mx2; IPv4 and IPv6");
         let topology = Topology::build(Arc::clone(lab), &Plan::default())?;
@@ -124,7 +129,7 @@ impl Stage {
         let netns = &self.topology.client()?.netns;
         let flows = Flows::open(netns, vips(), flows, Dialect::Smtp, Duration::from_millis(100))?;
         let prober = Prober::start(netns, vips(), PROBE_EVERY, PROBE_LIMIT)?;
-        let mailer = Mailer::start(&self.lab, netns, &vips(), tag, (6, Duration::from_millis(40)))?;
+        let mailer = Mailer::start(&self.lab, netns, &vips(), tag, MAIL)?;
         Ok(Load { prober, mailer, flows })
     }
 

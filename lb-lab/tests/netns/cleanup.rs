@@ -2,10 +2,12 @@
 
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lb_lab::traffic::EchoServer;
+use lb_lab::traffic::prober::Failure;
 use lb_lab::traffic::smtp::Sink;
-use lb_lab::{Lab, Plan, Topology};
+use lb_lab::{Lab, Netns, Plan, Topology};
 
 use crate::support::{Rig, assert_prompt};
 
@@ -31,9 +33,39 @@ fn a_lab_routes_and_leaves_nothing_behind() {
         .iter()
         .flat_map(|host| [false, true].map(|v6| (host.address(v6), 7).into()))
         .collect();
-    let attempts = Rig::connect(&topology.clients[0].netns, targets, std::time::Duration::from_millis(300));
+    let attempts = Rig::connect(&topology.clients[0].netns, targets, Duration::from_millis(300));
     assert_prompt(&attempts);
     drop((topology, sinks, echo));
+    assert_eq!(Lab::leftovers(&id), Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn several_gateways_share_both_segments() {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let plan = Plan {
+        clients: names(&["c1", "c2"]),
+        gateways: names(&["g1", "g2"]),
+        servers: names(&["s1", "s2", "s3"]),
+    };
+    let topology = Topology::build(Lab::new().unwrap(), &plan).unwrap();
+    let id = topology.lab.id().to_owned();
+    let reached = |from: &Netns, to: &str| {
+        // Nobody listens: a refusal shows that the machine is there.
+        let attempts = Rig::connect(from, vec![to.parse().unwrap()], Duration::from_millis(100));
+        attempts.iter().all(|attempt| attempt.result.as_ref().is_err_and(|why| *why == Failure::Refused))
+    };
+    for client in &topology.clients {
+        for gateway in ["192.0.2.251:7", "192.0.2.252:7", "[2001:db8:c1::251]:7", "[2001:db8:c1::252]:7"] {
+            assert!(reached(&client.netns, gateway), "{} cannot reach {gateway}", client.name);
+        }
+    }
+    assert!(reached(&topology.gateways[1].netns, "198.51.100.13:7"));
+    topology.gateways[0].unplug().unwrap();
+    assert!(!reached(&topology.clients[0].netns, "192.0.2.251:7"));
+    topology.gateways[0].plug().unwrap();
+    assert!(reached(&topology.clients[0].netns, "192.0.2.251:7"));
+    drop(topology);
     assert_eq!(Lab::leftovers(&id), Vec::<String>::new());
 }
 
