@@ -1,3 +1,13 @@
 //! HTTP/JSON over a Unix socket: what the command line, and `curl --unix-socket`, talk to.
+//!
+//! - [`socket`] owns the path of the Unix socket, so that two daemons never share one;
+//! - [`server`] answers on it, [`client`] asks;
+//! - [`metrics`] is the same state for Prometheus, on a TCP port of its own;
+//! - [`types`] is what travels.
 
+pub mod client;
+pub mod error;
+pub mod metrics;
+pub mod server;
+pub mod socket;
 pub mod types;

@@ -1,1 +1,97 @@
+//! The command line: `matapa show`, `matapa reload` and the rest.
+//!
+//! Most commands are questions to a running daemon through [`crate::api::client`]. The few that are not are
+//! given from outside as [`Hooks`].
 
+pub mod args;
+pub mod commands;
+pub mod exit;
+pub mod generate;
+pub mod logging;
+pub mod monitor;
+pub mod output;
+pub mod screens;
+pub mod show;
+pub mod table;
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+
+use crate::api::client::Client;
+use crate::cli::args::{Cli, Command};
+pub use crate::cli::exit::{ExitCode, Failure};
+
+/// The commands that do their work in this process, without a daemon to ask.
+#[derive(Clone, Copy, Debug)]
+pub struct Hooks {
+    /// `matapa run`: the daemon, with this configuration file. Logging has been started.
+    pub run: fn(&Path) -> Result<(), Failure>,
+    /// `matapa check`: judges this configuration file; the flag says whether standard error shows colours.
+    pub check: fn(&Path, bool) -> Result<(), Failure>,
+    /// `matapa detach`: removes the pins, of this configuration file's daemon if one is given.
+    pub detach: fn(Option<&Path>) -> Result<(), Failure>,
+}
+
+/// Runs the command in `arguments`, the program's name first, and says how to exit.
+pub fn main(arguments: impl IntoIterator<Item = OsString>, hooks: &Hooks) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    output::set_color(cli.color);
+    logging::start(matches!(cli.command, Command::Run(_)), cli.verbose);
+    match dispatch(cli, hooks) {
+        Ok(()) => ExitCode::Done,
+        Err(failure) => {
+            output::complain(&failure.message);
+            failure.code
+        }
+    }
+}
+
+/// Help and version are answers; everything else clap says is a complaint.
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
+            Ok(()) => ExitCode::Done,
+            Err(error) => Failure::output(&error).code,
+        },
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // With standard error closed there is nobody left to tell.
+            let _ = error.print();
+            ExitCode::Usage
+        }
+        _ => {
+            let text = error.render().to_string();
+            output::complain(text.strip_prefix("error: ").unwrap_or(&text));
+            ExitCode::Usage
+        }
+    }
+}
+
+fn dispatch(cli: Cli, hooks: &Hooks) -> Result<(), Failure> {
+    let client = Client::new(cli.socket);
+    match cli.command {
+        Command::Run(file) => (hooks.run)(&file.config),
+        Command::Check(file) => (hooks.check)(&file.config, output::errors_in_color()),
+        Command::Detach(file) => (hooks.detach)(file.config.as_deref()),
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { directory } => generate::man(&directory),
+        Command::Show(arguments) => block_on(show::show(&client, arguments)),
+        Command::Backend(command) => block_on(commands::backend(&client, command)),
+        Command::Reload => block_on(commands::reload(&client)),
+        Command::Poll => block_on(commands::poll(&client)),
+        Command::Monitor(arguments) => block_on(monitor::monitor(&client, arguments.json)),
+    }
+}
+
+fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
+    runtime.block_on(command)
+}

@@ -1,8 +1,31 @@
 //! The configuration: one TOML file, checked whole before anything of it is applied.
+//!
+//! [`parse`] reads a document in three steps: the TOML itself, each value by itself, and what the values mean
+//! together. Every step goes on after an error as far as the rest still makes sense, so that an operator
+//! corrects a file once.
+
+mod checks;
+mod cross;
+mod diagnostics;
+mod document;
+mod explain;
+mod general;
+mod known_keys;
+mod listen;
+mod load;
+mod pools;
+mod services;
+mod syntax;
+mod values;
+mod words;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use diagnostics::{Diagnostic, Diagnostics};
+pub use explain::explain;
+pub use load::{ConfigError, load, parse};
 
 /// A checked configuration. Every name in it is unique and every reference resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +81,7 @@ pub enum OnDown {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Unique within the pool; the address as written unless named.
+    /// Unique within the pool; unless named, the address as written, with the port if there is one.
     pub name: String,
     pub address: IpAddr,
     /// `None`: the port the client connected to.
@@ -83,7 +106,7 @@ pub struct Check {
     pub port: Option<u16>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CheckKind {
     /// The connection opens; it is then closed.
     Tcp,

@@ -1,1 +1,185 @@
+//! The packet path as the daemon sees it: what the maps hold, what they should hold, and the steps between.
+//!
+//! [`image`] is the content of the maps as plain data; [`plan`] finds the ordered steps from one image to another;
+//! [`desired`] makes an image from a configuration and what the checks say. [`Dataplane`] takes the steps, over the
+//! kernel's maps ([`kernel`]) or over plain memory ([`memory`]), where tests run the same packet code on the host.
 
+pub mod desired;
+pub mod flows;
+pub mod image;
+pub mod kernel;
+pub mod memory;
+pub mod object;
+pub mod plan;
+pub mod regions;
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use lb_common::abi::{Backend, Listener, Side, TableRef};
+use lb_common::hash::HashKey;
+
+use crate::config::Protocol;
+use flows::FlowTable;
+use image::{Id, Image, Table};
+use plan::{Op, advance};
+use regions::Regions;
+
+/// Why a step could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error("no room for {0} more slots in the TABLES map, which was made for fewer backends or services; run `matapa detach` and start the daemon again to make it larger (this interrupts forwarding)")]
+    NoRoomForTable(u32),
+    #[error("writing to the {map} map failed")]
+    Map {
+        map: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// How much of each thing the maps were made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    pub listeners: u32,
+    pub backends: u32,
+    /// Of all Maglev tables together, the ones being replaced included.
+    pub table_slots: u32,
+}
+
+/// The maps themselves: single writes, each of which is complete for a packet that comes in the middle.
+pub trait Maps {
+    fn capacity(&self) -> Capacity;
+
+    /// The key of the flows' hash.
+    fn hash_key(&self) -> HashKey;
+
+    /// # Errors
+    /// When the kernel refuses it, such as for a full map.
+    fn put_endpoint(
+        &mut self,
+        side: Side,
+        address: IpAddr,
+        port: u16,
+        protocol: Protocol,
+        value: Id,
+    ) -> Result<(), ApplyError>;
+
+    /// # Errors
+    /// When the kernel refuses it. An endpoint that is not there is none.
+    fn remove_endpoint(
+        &mut self,
+        side: Side,
+        address: IpAddr,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<(), ApplyError>;
+
+    fn write_listener(&mut self, id: Id, record: &Listener, service: &str);
+    fn write_table_ref(&mut self, id: Id, table: TableRef);
+    fn table_ref(&self, id: Id) -> TableRef;
+    fn write_backend(&mut self, id: Id, record: &Backend, name: &str);
+    fn write_slots(&mut self, offset: u32, slots: &[Id]);
+    fn flows(&self) -> FlowTable<'_>;
+}
+
+/// Maps and what they hold.
+#[derive(Debug)]
+pub struct Dataplane<M> {
+    maps: M,
+    image: Image,
+    regions: Regions,
+}
+
+impl<M: Maps> Dataplane<M> {
+    /// Over maps that hold `image`, or nothing. A table whose place contradicts another's is forgotten, to be built anew.
+    pub fn over(maps: M, mut image: Image) -> Self {
+        let mut regions = Regions::new(maps.capacity().table_slots);
+        for (id, listener) in &mut image.listeners {
+            let table = maps.table_ref(*id);
+            if table.size() != 0 && !regions.claim(table.offset(), table.size()) {
+                listener.table.members.clear();
+            }
+        }
+        Self { maps, image, regions }
+    }
+
+    pub fn maps(&self) -> &M {
+        &self.maps
+    }
+
+    /// What the maps hold now.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Takes one step.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write or a map is full; the image is what it was then.
+    pub fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
+        match op {
+            Op::PutBackend(id, entry) => self.maps.write_backend(*id, &entry.record(), &entry.name),
+            Op::PutOrigin(server, protocol, id) => {
+                self.maps.put_endpoint(Side::Backend, server.address, server.port, *protocol, *id)?;
+            }
+            Op::PutListener(id, entry) => {
+                let table = match self.image.listeners.get(id) {
+                    Some(old) if old.listen == entry.listen => self.maps.table_ref(*id),
+                    _ => TableRef::EMPTY,
+                };
+                self.maps.write_listener(*id, &entry.record(table), &entry.service);
+            }
+            Op::PutTable(id, table) => self.put_table(*id, table)?,
+            Op::PutVip(listen, id) => {
+                self.maps.put_endpoint(Side::Vip, listen.address, listen.port, listen.protocol, *id)?;
+            }
+            Op::RemoveVip(listen) => {
+                self.maps.remove_endpoint(Side::Vip, listen.address, listen.port, listen.protocol)?;
+            }
+            Op::RemoveListener(id) => {
+                let table = self.maps.table_ref(*id);
+                self.maps.write_listener(*id, &Listener::default(), "");
+                self.give_back(table);
+            }
+            Op::RemoveOrigin(server, protocol) => {
+                self.maps.remove_endpoint(Side::Backend, server.address, server.port, *protocol)?;
+            }
+            Op::RemoveBackend(id) => {
+                self.maps.write_backend(*id, &Backend::default(), "");
+                self.maps.flows().forget(*id);
+            }
+        }
+        advance(&mut self.image, op);
+        Ok(())
+    }
+
+    /// Builds a table beside the old one and swaps them with one write.
+    fn put_table(&mut self, id: Id, table: &Table) -> Result<(), ApplyError> {
+        let slots = self.image.fill(table, self.maps.hash_key().seed);
+        let old = self.maps.table_ref(id);
+        let new = if slots.is_empty() {
+            TableRef::EMPTY
+        } else {
+            let offset = loop {
+                match self.regions.take(table.size, Instant::now()) {
+                    Ok(offset) => break offset,
+                    // Only when tables are replaced many times within a tenth of a second.
+                    Err(Some(wait)) => std::thread::sleep(wait),
+                    Err(None) => return Err(ApplyError::NoRoomForTable(table.size)),
+                }
+            };
+            self.maps.write_slots(offset, &slots);
+            TableRef::new(offset, table.size)
+        };
+        self.maps.write_table_ref(id, new);
+        self.give_back(old);
+        Ok(())
+    }
+
+    fn give_back(&mut self, table: TableRef) {
+        if table.size() != 0 {
+            self.regions.give(table.offset(), table.size(), Instant::now());
+        }
+    }
+}

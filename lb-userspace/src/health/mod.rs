@@ -1,9 +1,36 @@
 //! Health checks: who is up.
+//!
+//! What is decided is pure and takes the time as a value: [`fsm`] says when a server goes up or down,
+//! [`schedule`] when it is checked. What touches the network is thin: [`probe`] asks one server once,
+//! [`runner`] joins the three in one task and sends a [`Report`] for every finished check.
+//!
+//! ```no_run
+//! # async fn example(config: lb_userspace::config::Check) {
+//! use lb_userspace::health::{self, Health, Target};
+//!
+//! let (reports, mut inbox) = tokio::sync::mpsc::channel(1024);
+//! let runner = health::spawn(reports);
+//! let target = Target::new("198.51.100.11".parse().unwrap(), 25, &config);
+//! runner.set_targets(vec![(target, Health::Unknown)]);
+//! while let Some(report) = inbox.recv().await {
+//!     println!("{} is {:?}", report.target.address, report.health);
+//! }
+//! # }
+//! ```
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use crate::config::Check;
+
+mod error;
+pub mod fsm;
+pub mod probe;
+pub mod runner;
+pub mod schedule;
+
+pub use error::{CheckError, Stage};
+pub use runner::{Runner, spawn};
 
 /// What the checks say of a server. Whether an operator wants it used is another matter (`AdminState`).
 #[derive(
@@ -21,18 +48,41 @@ pub enum Health {
 /// One thing to check. Services that share a server and a check share the target.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Target {
+    /// Where the check connects to.
     pub address: SocketAddr,
     pub check: Check,
+}
+
+impl Target {
+    /// The target of `check` on a server whose traffic goes to `traffic_port`.
+    ///
+    /// The port to check is settled here, in [`Target::address`], and taken out of the check: so services on
+    /// different ports of one server whose checks name the same port get equal targets, and share them.
+    #[must_use]
+    pub fn new(server: IpAddr, traffic_port: u16, check: &Check) -> Self {
+        let port = check.port.unwrap_or(traffic_port);
+        Self { address: SocketAddr::new(server, port), check: Check { port: None, ..check.clone() } }
+    }
+
+    /// Where the check connects to, also if the target was put together without [`Target::new`].
+    pub(crate) fn probe_address(&self) -> SocketAddr {
+        let mut address = self.address;
+        if let Some(port) = self.check.port {
+            address.set_port(port);
+        }
+        address
+    }
 }
 
 /// The outcome of one check, sent to [`crate::control`].
 #[derive(Clone, Debug)]
 pub struct Report {
     pub target: Target,
-    /// Wall clock, for people.
+    /// When the verdict fell. Wall clock, for people.
     pub at: SystemTime,
-    /// How long the check took, and why it failed if it did.
+    /// From the start of the check to its verdict.
     pub latency: Duration,
+    /// Why the check failed, if it did.
     pub result: Result<(), CheckError>,
     /// After this result.
     pub health: Health,
@@ -40,9 +90,35 @@ pub struct Report {
     pub previous: Health,
 }
 
-/// Why a check failed. (Each check kind adds its own reasons.)
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CheckError {
-    #[error("timed out")]
-    Timeout,
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::CheckKind;
+
+    fn check(port: Option<u16>) -> Check {
+        Check {
+            kind: CheckKind::Tcp,
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(2),
+            rise: 1,
+            fall: 2,
+            port,
+        }
+    }
+
+    #[test]
+    fn services_on_several_ports_share_a_check_of_one_port() {
+        let server = IpAddr::from([198, 51, 100, 11]);
+        let mail = Target::new(server, 25, &check(None));
+        let submission = Target::new(server, 587, &check(Some(25)));
+        assert_eq!(mail, submission);
+        assert_eq!(mail.probe_address(), "198.51.100.11:25".parse().unwrap());
+        assert_ne!(mail, Target::new(server, 587, &check(None)));
+    }
+
+    #[test]
+    fn the_port_of_the_check_wins() {
+        let target = Target { address: "[2001:db8::1]:25".parse().unwrap(), check: check(Some(2525)) };
+        assert_eq!(target.probe_address(), "[2001:db8::1]:2525".parse().unwrap());
+    }
 }

@@ -1,0 +1,141 @@
+//! Values of `FLOWS` and `FLOW_TUPLES`: the flow table.
+//!
+//! A line of `FLOWS` is one cache line of eight words. A packet looks at one line only, chosen by the keyed hash of its
+//! 5-tuple; the word that carries the hash's fingerprint is its flow. The full tuple stands at the same place in
+//! `FLOW_TUPLES`, for the daemon: the packet path writes it once and never reads it.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::net::Be16;
+
+/// Words in a line: one 64-byte cache line.
+pub const WAYS: usize = 8;
+
+/// A line of `FLOWS`.
+pub type FlowLine = [u64; WAYS];
+
+/// A flow's fingerprint, backend, state and the time of its last packet, in one word that is replaced by
+/// compare-and-swap:
+///
+/// | bits | |
+/// |---|---|
+/// | 63..40 | fingerprint: low 24 bits of the flow's hash |
+/// | 39..20 | backend's number |
+/// | 19..16 | [`FlowState`] |
+/// | 15..0 | coarse time of the last packet, in ticks of about a second, wrapping |
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct FlowWord(pub u64);
+
+impl FlowWord {
+    pub const FREE: Self = Self(0);
+
+    #[inline(always)]
+    pub const fn new(fingerprint: u32, backend: u32, state: FlowState, time: u16) -> Self {
+        Self(
+            ((fingerprint as u64) & 0xff_ffff) << 40
+                | ((backend as u64) & 0xf_ffff) << 20
+                | (state as u64) << 16
+                | time as u64,
+        )
+    }
+
+    #[inline(always)]
+    pub const fn fingerprint(self) -> u32 {
+        (self.0 >> 40) as u32
+    }
+
+    #[inline(always)]
+    pub const fn backend(self) -> u32 {
+        (self.0 >> 20) as u32 & 0xf_ffff
+    }
+
+    #[inline(always)]
+    pub const fn state(self) -> FlowState {
+        FlowState::from_bits((self.0 >> 16) as u8 & 0xf)
+    }
+
+    #[inline(always)]
+    pub const fn time(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline(always)]
+    pub const fn is_free(self) -> bool {
+        self.0 & 0xf_0000 == 0
+    }
+
+    #[must_use]
+    #[inline(always)]
+    pub const fn at(self, state: FlowState, time: u16) -> Self {
+        Self(self.0 & !0xf_ffff | (state as u64) << 16 | time as u64)
+    }
+}
+
+/// How far a connection has come, as seen from between its ends.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FlowState {
+    Free = 0,
+    /// SYN forwarded, nothing heard from the backend.
+    Opening = 1,
+    /// The backend's SYN-ACK was forwarded.
+    Answered = 2,
+    /// The client has acknowledged.
+    Established = 3,
+    /// The client has sent its FIN.
+    ClientClosed = 4,
+    /// The backend has sent its FIN.
+    BackendClosed = 5,
+    /// Both have, or one has sent a RST.
+    Closed = 6,
+    /// UDP.
+    Datagram = 7,
+    /// A connection that a client made to the backend's own address: passed, never rewritten.
+    Direct = 8,
+}
+
+impl FlowState {
+    #[inline(always)]
+    pub const fn from_bits(bits: u8) -> Self {
+        match bits {
+            1 => Self::Opening,
+            2 => Self::Answered,
+            3 => Self::Established,
+            4 => Self::ClientClosed,
+            5 => Self::BackendClosed,
+            6 => Self::Closed,
+            7 => Self::Datagram,
+            8 => Self::Direct,
+            _ => Self::Free,
+        }
+    }
+
+    /// The name that the command line and the API use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Opening => "opening",
+            Self::Answered => "answered",
+            Self::Established => "established",
+            Self::ClientClosed | Self::BackendClosed => "closing",
+            Self::Closed => "closed",
+            Self::Datagram => "datagram",
+            Self::Direct => "direct",
+        }
+    }
+}
+
+/// Value of `FLOW_TUPLES`, at index `line * WAYS + way`. Protocol and VIP are the listener's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FlowTuple {
+    /// IPv4 as mapped address.
+    pub client: [u8; 16],
+    pub client_port: Be16,
+    pub vip_port: Be16,
+    pub listener: u32,
+}
+
+const _: () = assert!(size_of::<FlowLine>() == 64);
+const _: () = assert!(size_of::<FlowTuple>() == 24);

@@ -1,0 +1,65 @@
+//! Value of `LISTENERS`: one VIP, port and protocol of a service.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::net::{Be16, Family};
+
+/// Where a listener's Maglev table stands in `TABLES`: one word, so that a table is swapped whole.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct TableRef(pub u64);
+
+impl TableRef {
+    /// No table: every new flow is dropped and counted.
+    pub const EMPTY: Self = Self(0);
+
+    pub const fn new(offset: u32, size: u32) -> Self {
+        Self((offset as u64) << 32 | size as u64)
+    }
+
+    /// Index of the first slot.
+    pub const fn offset(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Number of slots.
+    pub const fn size(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+/// One VIP, port and protocol.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Listener {
+    pub table: TableRef,
+    /// IPv4 as mapped address.
+    pub vip: [u8; 16],
+    pub port: Be16,
+    /// IANA's number.
+    pub protocol: u8,
+    /// 4 or 6; 0 means that this record is not in use.
+    pub family: u8,
+    /// Seconds after which an idle established flow is forgotten. Read by the daemon's sweep only.
+    pub session_timeout: u32,
+    pub reserved: [u8; 32],
+}
+
+impl Listener {
+    /// The table, read once: the daemon may replace it at any moment.
+    #[inline(always)]
+    pub fn current_table(&self) -> TableRef {
+        // SAFETY: a plain read of an aligned field of `self`; volatile only keeps the compiler from reading it twice.
+        unsafe { core::ptr::read_volatile(&raw const self.table) }
+    }
+
+    pub const fn family(&self) -> Option<Family> {
+        match self.family {
+            4 => Some(Family::V4),
+            6 => Some(Family::V6),
+            _ => None,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Listener>() == 64);

@@ -1,0 +1,116 @@
+//! The flow table's rules: finding a flow, making room for one, following its state.
+
+use crate::abi::flow::{FlowState, FlowWord, WAYS};
+use crate::env::Line;
+use crate::packet::tcp::TcpFlags;
+
+/// The way in a line that holds a flow of this fingerprint.
+#[inline(always)]
+pub fn find<L: Line>(line: L, fingerprint: u32) -> Option<(usize, FlowWord)> {
+    for way in 0..WAYS {
+        let word = line.load(way);
+        if word.fingerprint() == fingerprint && !word.is_free() {
+            return Some((way, word));
+        }
+    }
+    None
+}
+
+/// What became of a new flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// In a free way.
+    Added(usize),
+    /// In the place of another flow.
+    Evicted(usize),
+    /// Nowhere: every flow in the line is worth more.
+    Not,
+}
+
+/// How much losing a flow hurts; 0 is free room.
+const fn rank(state: FlowState) -> u32 {
+    match state {
+        FlowState::Free => 0,
+        FlowState::Closed => 1,
+        FlowState::Opening | FlowState::Answered => 2,
+        FlowState::ClientClosed | FlowState::BackendClosed => 3,
+        FlowState::Datagram | FlowState::Direct => 4,
+        FlowState::Established => 5,
+    }
+}
+
+/// The highest rank that a new flow in this state may evict. A SYN, which costs its sender nothing, never evicts what has
+/// proved to be alive; a flow that is alive already but unknown may evict any, the most idle one.
+const fn may_evict(state: FlowState) -> u32 {
+    match state {
+        FlowState::Opening => 3,
+        FlowState::Datagram => 4,
+        FlowState::Established => 5,
+        FlowState::Direct => 1,
+        FlowState::Free
+        | FlowState::Answered
+        | FlowState::ClientClosed
+        | FlowState::BackendClosed
+        | FlowState::Closed => 0,
+    }
+}
+
+/// Puts a new flow into its line, in the place of the one that hurts least: free, closed, the oldest opening one, ...
+#[inline(always)]
+pub fn record<L: Line>(line: L, new: FlowWord) -> Recorded {
+    let mut best_way = 0;
+    let mut best_word = FlowWord::FREE;
+    let mut best_cost = u32::MAX;
+    for way in 0..WAYS {
+        let word = line.load(way);
+        let age = new.time().wrapping_sub(word.time());
+        let cost = rank(word.state()) << 16 | (u16::MAX - age) as u32;
+        if cost < best_cost {
+            best_cost = cost;
+            best_way = way;
+            best_word = word;
+        }
+    }
+    if best_cost >> 16 > may_evict(new.state()) || !line.replace(best_way, best_word, new) {
+        return Recorded::Not;
+    }
+    if best_word.is_free() { Recorded::Added(best_way) } else { Recorded::Evicted(best_way) }
+}
+
+/// The state after a segment from the client.
+#[inline(always)]
+pub const fn after_client(state: FlowState, flags: TcpFlags) -> FlowState {
+    if flags.has(TcpFlags::RST) {
+        return FlowState::Closed;
+    }
+    match state {
+        FlowState::BackendClosed if flags.has(TcpFlags::FIN) => FlowState::Closed,
+        FlowState::Closed => FlowState::Closed,
+        _ if flags.has(TcpFlags::FIN) => FlowState::ClientClosed,
+        FlowState::Opening | FlowState::Answered if !flags.has(TcpFlags::SYN) && flags.has(TcpFlags::ACK) => {
+            FlowState::Established
+        }
+        other => other,
+    }
+}
+
+/// The state after a segment from the backend.
+#[inline(always)]
+pub const fn after_backend(state: FlowState, flags: TcpFlags) -> FlowState {
+    if flags.has(TcpFlags::RST) {
+        return FlowState::Closed;
+    }
+    match state {
+        FlowState::ClientClosed if flags.has(TcpFlags::FIN) => FlowState::Closed,
+        FlowState::Closed => FlowState::Closed,
+        _ if flags.has(TcpFlags::FIN) => FlowState::BackendClosed,
+        FlowState::Opening if flags.answers() => FlowState::Answered,
+        other => other,
+    }
+}
+
+/// Whether a line has a free way.
+#[inline(always)]
+pub fn has_room<L: Line>(line: L) -> bool {
+    (0..WAYS).any(|way| line.load(way).is_free())
+}

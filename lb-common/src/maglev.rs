@@ -1,0 +1,170 @@
+//! Maglev consistent hashing (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016,
+//! section 3.4), with weights.
+//!
+//! Each backend has its own permutation of the slots, made from its identity alone; in turns, each takes the next free slot
+//! of its permutation. So every backend gets its share, and when one leaves, nearly only its own slots change hands.
+//! The identity is the address and port, never a number of ours: two gateways with the same key build the same table.
+
+/// Table sizes offered, all prime as the permutations need.
+pub const SIZES: [u32; 10] = [65_537, 32_771, 16_411, 8_209, 4_099, 2_053, 1_031, 521, 257, 131];
+
+/// A backend as the table sees it.
+#[cfg(any(test, feature = "std"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Address (IPv4 as mapped) and port in network byte order.
+    pub identity: [u8; 18],
+    /// Share relative to the others; 0 gets no slot.
+    pub weight: u16,
+}
+
+#[cfg(any(test, feature = "std"))]
+fn mix(mut h: u64) -> u64 {
+    h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    h ^ (h >> 31)
+}
+
+#[cfg(any(test, feature = "std"))]
+fn identity_hash(seed: u64, identity: &[u8; 18]) -> u64 {
+    identity.chunks(6).fold(mix(seed), |h, chunk| {
+        let word = chunk.iter().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+        mix(h ^ word)
+    })
+}
+
+/// Builds a table of `size` slots (a prime); each holds the index of a candidate. `None` when no candidate has a weight.
+///
+/// The result depends on the set of candidates, not on their order (the indices do, of course).
+#[cfg(any(test, feature = "std"))]
+pub fn build(candidates: &[Candidate], size: u32, seed: u64) -> Option<Vec<u32>> {
+    struct Permutation {
+        index: u32,
+        next: u32,
+        skip: u32,
+        weight: u32,
+        credit: u32,
+    }
+    const EMPTY: u32 = u32::MAX;
+
+    let mut order: Vec<u32> = (0..).zip(candidates).filter(|(_, c)| c.weight > 0).map(|(i, _)| i).collect();
+    order.sort_by_key(|&i| candidates[i as usize].identity);
+    let mut permutations: Vec<Permutation> = order
+        .into_iter()
+        .map(|index| {
+            let candidate = &candidates[index as usize];
+            let h = identity_hash(seed, &candidate.identity);
+            Permutation {
+                index,
+                next: (u64::from((h >> 32) as u32) % u64::from(size)) as u32,
+                skip: (u64::from(h as u32) % u64::from(size - 1)) as u32 + 1,
+                weight: u32::from(candidate.weight),
+                credit: 0,
+            }
+        })
+        .collect();
+    let heaviest = permutations.iter().map(|p| p.weight).max()?;
+
+    let mut table = vec![EMPTY; size as usize];
+    let mut free = size;
+    loop {
+        for p in &mut permutations {
+            // A turn for each full share of the heaviest one's weight.
+            p.credit += p.weight;
+            if p.credit < heaviest {
+                continue;
+            }
+            p.credit -= heaviest;
+            while table[p.next as usize] != EMPTY {
+                p.next = (p.next + p.skip) % size;
+            }
+            table[p.next as usize] = p.index;
+            free -= 1;
+            if free == 0 {
+                return Some(table);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn candidate(n: u8, weight: u16) -> Candidate {
+        let mut identity = [0; 18];
+        identity[15] = n;
+        identity[17] = 25;
+        Candidate { identity, weight }
+    }
+
+    fn shares(table: &[u32], n: usize) -> Vec<usize> {
+        let mut shares = vec![0; n];
+        for &i in table {
+            shares[i as usize] += 1;
+        }
+        shares
+    }
+
+    #[test]
+    fn every_backend_is_within_two_percent_of_its_share() {
+        for n in [1usize, 2, 3, 10, 100] {
+            let candidates: Vec<_> = (0..n).map(|i| candidate(i as u8, 1)).collect();
+            let table = build(&candidates, 65_537, 7).unwrap();
+            let fair = 65_537.0 / n as f64;
+            for share in shares(&table, n) {
+                assert!((share as f64 - fair).abs() <= fair * 0.02, "{share} of {fair} with {n} backends");
+            }
+        }
+    }
+
+    #[test]
+    fn weights_are_shares() {
+        let candidates = [candidate(1, 1), candidate(2, 2), candidate(3, 7), candidate(4, 0)];
+        let table = build(&candidates, 65_537, 7).unwrap();
+        let shares = shares(&table, 4);
+        assert_eq!(shares[3], 0);
+        for (share, weight) in shares.iter().zip([1.0, 2.0, 7.0]) {
+            let fair = 65_537.0 * weight / 10.0;
+            assert!((*share as f64 - fair).abs() <= fair * 0.02, "{share} of {fair}");
+        }
+    }
+
+    #[test]
+    fn one_of_ten_leaves_and_at_most_one_percent_of_the_other_slots_move() {
+        let ten: Vec<_> = (0..10).map(|i| candidate(i, 1)).collect();
+        let before = build(&ten, 65_537, 7).unwrap();
+        for leaver in 0..10u32 {
+            let mut nine = ten.clone();
+            nine[leaver as usize].weight = 0;
+            let after = build(&nine, 65_537, 7).unwrap();
+            let moved = before.iter().zip(&after).filter(|(b, a)| **b != leaver && b != a).count();
+            assert!(moved <= 655, "{moved} slots moved when backend {leaver} left");
+        }
+    }
+
+    #[test]
+    fn nobody_with_a_weight_is_no_table() {
+        assert_eq!(build(&[], 131, 7), None);
+        assert_eq!(build(&[candidate(1, 0)], 131, 7), None);
+    }
+
+    proptest! {
+        #[test]
+        fn order_does_not_matter(weights in prop::collection::vec(0u16..5, 1..12), rotate in 0usize..12, seed: u64) {
+            let candidates: Vec<_> =
+                weights.iter().enumerate().map(|(i, &w)| candidate(i as u8, w)).collect();
+            let mut rotated = candidates.clone();
+            rotated.rotate_left(rotate % weights.len());
+            let name = |table: Option<Vec<u32>>, of: &[Candidate]| {
+                table.map(|t| t.iter().map(|&i| of[i as usize].identity).collect::<Vec<_>>())
+            };
+            prop_assert_eq!(
+                name(build(&candidates, 521, seed), &candidates),
+                name(build(&rotated, 521, seed), &rotated)
+            );
+        }
+    }
+}

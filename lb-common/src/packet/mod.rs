@@ -1,0 +1,55 @@
+//! Access to the bytes of a packet, and the headers in them.
+//!
+//! Nothing here returns a reference into a packet: the kernel's verifier forgets what it knew of packet pointers at many
+//! occasions, so every access is checked against the packet's end when it is made.
+
+pub mod checksum;
+pub mod eth;
+pub mod ip;
+pub mod ip4;
+pub mod ip6;
+pub mod tcp;
+pub mod udp;
+
+use bytemuck::Pod;
+
+/// The linear part of a frame.
+pub trait Packet {
+    /// Copies a header out. `None` when it does not lie within the frame.
+    fn read<T: Pod>(&self, at: usize) -> Option<T>;
+
+    /// Writes a header back. `None`, and nothing written, when it does not lie within the frame.
+    fn write<T: Pod>(&mut self, at: usize, value: &T) -> Option<()>;
+
+    /// Whether the frame has at least `len` bytes, counting the parts that are not linear.
+    fn holds(&self, len: usize) -> bool;
+
+    /// Cuts the frame to `len` bytes. `None` when that fails; nothing is changed then.
+    fn truncate(&mut self, len: usize) -> Option<()>;
+}
+
+#[cfg(any(test, feature = "std"))]
+impl Packet for Vec<u8> {
+    fn read<T: Pod>(&self, at: usize) -> Option<T> {
+        let bytes = self.get(at..at.checked_add(size_of::<T>())?)?;
+        Some(bytemuck::pod_read_unaligned(bytes))
+    }
+
+    fn write<T: Pod>(&mut self, at: usize, value: &T) -> Option<()> {
+        self.get_mut(at..at.checked_add(size_of::<T>())?)?.copy_from_slice(bytemuck::bytes_of(value));
+        Some(())
+    }
+
+    fn holds(&self, len: usize) -> bool {
+        self.len() >= len
+    }
+
+    fn truncate(&mut self, len: usize) -> Option<()> {
+        // The kernel refuses to leave less than an Ethernet header (bpf_xdp_adjust_tail).
+        if len < eth::LEN || len > self.len() {
+            return None;
+        }
+        self.truncate(len);
+        Some(())
+    }
+}

@@ -1,0 +1,125 @@
+//! A client's packet on its way to a backend (`nat`: the destination is rewritten).
+
+use super::transport::{Ports, Transport};
+use super::{Parsed, select, write};
+use crate::abi::FlowTuple;
+use crate::abi::net::{Be16, Family, Protocol};
+use crate::env::{Env, Route, Step};
+use crate::packet::Packet;
+use crate::packet::checksum::Sum;
+use crate::packet::eth::{self, Macs};
+use crate::packet::ip::IpHeader;
+use crate::packet::tcp::{self, Tcp, TcpFlags};
+use crate::verdict::{Action, Reason, Verdict};
+
+/// A function of its own in the program too: BPF allows 512 bytes of stack, and each function gets its frame.
+#[inline(never)]
+pub(super) fn forward<I: IpHeader, P: Packet, E: Env>(
+    packet: &mut P,
+    env: &E,
+    parsed: &mut Parsed<I>,
+    ports: Ports,
+    listener_id: u32,
+) -> Verdict {
+    try_forward(packet, env, parsed, ports, listener_id).unwrap_or_else(|verdict| verdict)
+}
+
+#[inline(always)]
+fn try_forward<I: IpHeader, P: Packet, E: Env>(
+    packet: &mut P,
+    env: &E,
+    parsed: &mut Parsed<I>,
+    ports: Ports,
+    listener_id: u32,
+) -> Result<Verdict, Verdict> {
+    let listener = env.listener(listener_id).ok_or(Reason::StaleRecord.drop())?;
+    let transport =
+        Transport::read(packet, parsed.protocol, parsed.l4, parsed.l4_len, I::FAMILY == Family::V4)?;
+
+    let hash = I::flow_hash(
+        env.hash_key(),
+        parsed.ip.source(),
+        parsed.ip.destination(),
+        ports.source,
+        ports.destination,
+        parsed.protocol,
+    );
+    let choice = select::choose(env, listener_id, listener, hash, transport.flags)?;
+    let client = parsed.ip.source();
+    let tuple = || FlowTuple {
+        client: I::to_mapped(client),
+        client_port: ports.source,
+        vip_port: ports.destination,
+        listener: listener_id,
+    };
+    if choice.reset {
+        choice.commit(env, tuple);
+        return answer_reset(packet, parsed);
+    }
+    if parsed.ip.hops() <= 1 {
+        return Ok(Reason::HopsExhausted.pass());
+    }
+
+    let addr_change = parsed.ip.set_destination(I::from_mapped(&choice.backend.addr));
+    let new_ports = Ports { source: ports.source, destination: choice.backend.port };
+    let checksum = transport.updated(addr_change.plus(ports.change(new_ports)));
+
+    let route = parsed.ip.route(env, parsed.protocol);
+    env.trace(Step::Routed, route.number(), 0);
+    let (verdict, macs) = match route {
+        Route::Via { ifindex, source, destination } => {
+            parsed.ip.decrement_hops();
+            (Reason::ToBackend.send(ifindex, env.ingress()), Some(Macs { destination, source }))
+        }
+        // The kernel forwards what it gets, takes the hop off, and asks for the MAC address meanwhile.
+        Route::NeighbourUnknown => (Reason::ToBackendByKernel.pass(), None),
+        Route::TooBig => return Ok(Reason::TooBig.pass()),
+        Route::NotForwarded | Route::Refused => return Err(Reason::NoRoute.drop()),
+        Route::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),
+        Route::Unsupported => return Err(Reason::UnusableRoute.drop()),
+    };
+    choice.commit(env, tuple);
+    env.count_to_backend(choice.id, parsed.ip.packet_len() as u32);
+    write(packet, parsed, macs.as_ref(), new_ports, checksum)?;
+    Ok(verdict)
+}
+
+/// Turns the client's segment into the RST that ends its connection (RFC 9293 section 3.10.7.1) and sends it back.
+///
+/// The client accepts it because its sequence number is the one it expects next: what it acknowledged.
+#[inline(always)]
+fn answer_reset<I: IpHeader, P: Packet>(packet: &mut P, parsed: &Parsed<I>) -> Result<Verdict, Verdict> {
+    let segment: Tcp = packet.read(parsed.l4).ok_or(Reason::MalformedTcp.drop())?;
+    // Never a RST for a RST; and without an acknowledgment there is no connection to end.
+    if segment.flags.has(TcpFlags::RST) || !segment.flags.has(TcpFlags::ACK) {
+        return Err(Reason::ClientReset.drop());
+    }
+    let ip = parsed.ip.answer(Protocol::Tcp, tcp::LEN as u16);
+    let mut reset = Tcp {
+        source: segment.destination,
+        destination: segment.source,
+        sequence: segment.acknowledgment,
+        acknowledgment: [0; 4],
+        data_offset: 5 << 4,
+        flags: TcpFlags::RST,
+        window: Be16::new(0),
+        checksum: [0; 2],
+        urgent: Be16::new(0),
+    };
+    let sum: Sum = ip
+        .pseudo_sum(Protocol::Tcp, tcp::LEN as u16)
+        .add16(reset.source.0)
+        .add16(reset.destination.0)
+        .add32(reset.sequence)
+        .add16([reset.data_offset, reset.flags.0]);
+    reset.checksum = sum.checksum();
+
+    let came: Macs = packet.read(0).ok_or(Reason::TruncatedFrame.drop())?;
+    packet
+        .write(0, &Macs { destination: came.source, source: came.destination })
+        .and(packet.write(eth::LEN, &ip))
+        .and(packet.write(eth::LEN + I::LEN, &reset))
+        .and(packet.truncate(eth::LEN + I::LEN + tcp::LEN))
+        .ok_or(Reason::WriteFailed.drop())?;
+    Ok(Verdict { ifindex: 0, action: Action::Transmit, reason: Reason::ClientReset })
+}

@@ -1,0 +1,152 @@
+//! What becomes of a packet, and why. Every way out of the program has its own [`Reason`], which is its counter too.
+
+/// What the program tells the driver to do.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// To the kernel's network stack.
+    Pass,
+    Drop,
+    /// Out of the interface it came from.
+    Transmit,
+    /// Out of another interface.
+    Redirect,
+}
+
+/// The end of a packet's way. Eight bytes, so that a function returns it in a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Where [`Action::Redirect`] leaves.
+    pub ifindex: u32,
+    pub action: Action,
+    pub reason: Reason,
+}
+
+const _: () = assert!(size_of::<Verdict>() == 8);
+
+/// What kind of end a [`Reason`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Forward,
+    Pass,
+    Drop,
+    /// Not an end: something that happened on the way.
+    Note,
+}
+
+impl Kind {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::Note => "note",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($name:ident = $text:literal, $kind:ident, $help:literal;)*) => {
+        /// Why a packet left the program the way it did. The discriminant is the index in `COUNTERS`.
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Reason {
+            $(#[doc = $help] $name,)*
+        }
+
+        impl Reason {
+            /// All, in the order of their counters.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The name in metrics, command line and tests.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// One sentence for people.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$name => $help,)* }
+            }
+
+            pub const fn kind(self) -> Kind {
+                match self { $(Self::$name => Kind::$kind,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    ToBackend = "to_backend", Forward, "A client's packet was rewritten and sent to its backend.";
+    ToClient = "to_client", Forward, "A backend's packet was rewritten and sent to its client.";
+    ToBackendByKernel = "to_backend_by_kernel", Forward,
+        "A client's packet was rewritten and left to the kernel, which finds the backend's MAC address first.";
+    ToClientByKernel = "to_client_by_kernel", Forward,
+        "A backend's packet was rewritten and left to the kernel, which finds the client's MAC address first.";
+    ClientReset = "client_reset", Forward,
+        "A client's packet for a backend that is down was answered with a RST, so that the client connects anew.";
+
+    NotIp = "not_ip", Pass, "Neither IPv4 nor IPv6, such as ARP or a VLAN tag.";
+    NoService = "no_service", Pass, "Not for a service: left to the kernel untouched.";
+    OtherProtocol = "other_protocol", Pass, "Neither TCP nor UDP, such as ICMP.";
+    Fragment = "fragment", Pass, "A fragment of an IP packet.";
+    ExtensionHeader = "extension_header", Pass, "IPv6 with extension headers.";
+    HopsExhausted = "hops_exhausted", Pass, "TTL or hop limit does not allow another hop: the kernel answers.";
+    TooBig = "too_big", Pass, "Larger than the way to its destination takes: the kernel answers.";
+    ReplyToGateway = "reply_to_gateway", Pass, "From a backend to the gateway itself, such as the answer to a check.";
+    ReplyNotOurs = "reply_not_ours", Pass, "From a backend to a host that connected to the backend's own address.";
+    TruncatedFrame = "truncated_frame", Pass, "Too short for an Ethernet header.";
+    TruncatedIp = "truncated_ip", Pass, "Too short for the IP header that its EtherType promises.";
+    MalformedIp = "malformed_ip", Pass, "IP version, header length or total length contradict each other or the frame.";
+    TruncatedTransport = "truncated_transport", Pass, "Too short for the ports of TCP or UDP.";
+
+    MalformedTcp = "malformed_tcp", Drop, "For a service, with a TCP header that does not fit into the packet.";
+    MalformedUdp = "malformed_udp", Drop, "For a service, with a UDP length that does not fit the packet.";
+    UdpWithoutChecksum = "udp_without_checksum", Drop, "For a service, UDP over IPv6 without the checksum it must have.";
+    NoBackend = "no_backend", Drop, "For a service of which no backend can take a new flow.";
+    NoRoute = "no_route", Drop, "The gateway has no route to the backend, or the backend is the gateway itself.";
+    ForwardingDisabled = "forwarding_disabled", Drop,
+        "Forwarding is switched off on the interface the packet came in on (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding).";
+    UnusableRoute = "unusable_route", Drop, "The route to the backend needs an encapsulation that XDP cannot do.";
+    StaleRecord = "stale_record", Drop, "The maps contradicted each other; only seen while they are being repaired.";
+    WriteFailed = "write_failed", Drop, "The packet could not be rewritten although its length allowed it.";
+
+    FlowEvicted = "flow_evicted", Note, "A new flow took the place of another one in a full line of the flow table.";
+    FlowNotRecorded = "flow_not_recorded", Note, "A new flow found its line of the flow table full of better ones.";
+    FlowCollision = "flow_collision", Note, "A flow has the fingerprint of another service's flow and was not recorded.";
+}
+
+impl Reason {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    #[inline(always)]
+    pub const fn pass(self) -> Verdict {
+        Verdict { ifindex: 0, action: Action::Pass, reason: self }
+    }
+
+    #[inline(always)]
+    pub const fn drop(self) -> Verdict {
+        Verdict { ifindex: 0, action: Action::Drop, reason: self }
+    }
+
+    /// Out of the interface `ifindex`, for a packet that came in on `ingress`.
+    #[inline(always)]
+    pub const fn send(self, ifindex: u32, ingress: u32) -> Verdict {
+        let action = if ifindex == ingress { Action::Transmit } else { Action::Redirect };
+        Verdict { ifindex, action, reason: self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_fit_for_metrics() {
+        let mut names: Vec<_> = Reason::ALL.iter().map(|r| r.name()).collect();
+        assert!(names.iter().all(|n| n.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Reason::COUNT);
+    }
+}

@@ -1,0 +1,56 @@
+//! `lb_common::packet::Packet` over an XDP frame: the only place with packet pointers.
+
+use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
+use aya_ebpf::programs::XdpContext;
+use bytemuck::Pod;
+use lb_common::packet::Packet;
+
+pub struct Frame<'c>(pub &'c XdpContext);
+
+impl Frame<'_> {
+    /// A pointer to `T` at an offset, if `T` lies within the linear part.
+    ///
+    /// The pointer is computed once and that very pointer compared with the end: the verifier tracks it from there.
+    #[inline(always)]
+    fn pointer<T>(&self, at: usize) -> Option<*mut T> {
+        let start = self.0.data() + at;
+        if start + size_of::<T>() > self.0.data_end() {
+            return None;
+        }
+        Some(start as *mut T)
+    }
+
+    /// Bytes of the frame with the parts that are not linear.
+    #[inline(always)]
+    fn whole_len(&self) -> usize {
+        // SAFETY: the context is this program's.
+        unsafe { bpf_xdp_get_buff_len(self.0.ctx) as usize }
+    }
+}
+
+impl Packet for Frame<'_> {
+    #[inline(always)]
+    fn read<T: Pod>(&self, at: usize) -> Option<T> {
+        // SAFETY: checked against the end of the packet; `T` takes any bits.
+        self.pointer::<T>(at).map(|p| unsafe { p.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn write<T: Pod>(&mut self, at: usize, value: &T) -> Option<()> {
+        // SAFETY: checked against the end of the packet.
+        self.pointer::<T>(at).map(|p| unsafe { p.write_unaligned(*value) })
+    }
+
+    #[inline(always)]
+    fn holds(&self, len: usize) -> bool {
+        // The helper is asked only about frames that come in parts.
+        self.0.data_end() - self.0.data() >= len || self.whole_len() >= len
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, len: usize) -> Option<()> {
+        let by = len as i32 - self.whole_len() as i32;
+        // SAFETY: the context is this program's; no packet pointer outlives the call.
+        (unsafe { bpf_xdp_adjust_tail(self.0.ctx, by) } == 0).then_some(())
+    }
+}

@@ -1,0 +1,186 @@
+//! The path of the control socket: taken over from a dead daemon, never from a living one.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, socket, sockopt,
+};
+use nix::sys::stat::{Mode, fchmod};
+use tokio::net::{UnixListener, UnixStream, unix};
+
+/// Owner and group may talk to the daemon, others may not.
+const SOCKET_MODE: u32 = 0o660;
+/// The path of a Unix socket, without its terminating zero.
+const LONGEST_PATH: usize = 107;
+/// How long another daemon may take to claim a socket in the same directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The control socket of this daemon, listening. Removed from the file system when dropped, if it is still ours.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: StdListener,
+    path: OwnedPath,
+}
+
+/// Takes the socket at `path` for this daemon and listens on it.
+///
+/// The directory is created when missing. A socket nobody answers on is a dead daemon's and is replaced.
+///
+/// # Errors
+/// When another daemon answers there, when something else is in the way, or when the system refuses.
+pub fn claim(path: &Path) -> Result<ControlSocket> {
+    let length = path.as_os_str().len();
+    if length > LONGEST_PATH {
+        bail!(
+            "control.socket is {length} bytes long and a Unix socket's path can have {LONGEST_PATH}; choose a shorter one"
+        );
+    }
+    let path = std::path::absolute(path).with_context(|| format!("cannot resolve {}", path.display()))?;
+    let directory = path.parent().ok_or_else(|| anyhow!("control.socket is a directory, not a file"))?;
+    create_directory(directory)
+        .with_context(|| format!("cannot create the directory {} of control.socket", directory.display()))?;
+    // Without the lock two daemons starting at once could each take the other's fresh socket for a stale one.
+    let _lock = lock(directory)?;
+    make_room(&path)?;
+    let listener = listen_on(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let metadata =
+        fs::symlink_metadata(&path).with_context(|| format!("cannot inspect {}", path.display()))?;
+    let path = OwnedPath { device: metadata.dev(), inode: metadata.ino(), path };
+    Ok(ControlSocket { listener, path })
+}
+
+impl ControlSocket {
+    /// Where it listens, as an absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path.path
+    }
+
+    /// The same socket for use inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the runtime has no I/O driver, or the system refuses.
+    pub fn into_listener(self) -> io::Result<ControlListener> {
+        let Self { listener, path } = self;
+        listener.set_nonblocking(true)?;
+        Ok(ControlListener { listener: UnixListener::from_std(listener)?, _path: path })
+    }
+}
+
+/// A [`ControlSocket`] that axum can serve.
+#[derive(Debug)]
+pub struct ControlListener {
+    listener: UnixListener,
+    _path: OwnedPath,
+}
+
+impl axum::serve::Listener for ControlListener {
+    type Io = UnixStream;
+    type Addr = unix::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        axum::serve::Listener::accept(&mut self.listener).await
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
+/// Removes the socket on drop, unless another daemon has put its own there since.
+#[derive(Debug)]
+struct OwnedPath {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Drop for OwnedPath {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode));
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            log::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+fn create_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    // A strict umask must not hide the socket from its group.
+    fs::set_permissions(directory, Permissions::from_mode(0o755))
+}
+
+fn lock(directory: &Path) -> Result<Flock<File>> {
+    let mut file = File::open(directory)
+        .with_context(|| format!("cannot open the directory {}", directory.display()))?;
+    let started = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((returned, nix::errno::Errno::EWOULDBLOCK)) if started.elapsed() < LOCK_PATIENCE => {
+                file = returned;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err((_, error)) => bail!(
+                "cannot lock the directory {} of control.socket: {}; is another matapa daemon starting there?",
+                directory.display(),
+                error.desc()
+            ),
+        }
+    }
+}
+
+/// Removes what a dead daemon left; refuses to remove anything else.
+fn make_room(path: &Path) -> Result<()> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("cannot inspect {}", path.display())),
+    };
+    if !metadata.file_type().is_socket() {
+        bail!("{} exists and is not a socket; remove it or choose another control.socket", path.display());
+    }
+    match StdStream::connect(path) {
+        Ok(stream) => {
+            let owner = getsockopt(&stream.as_fd(), sockopt::PeerCredentials)
+                .ok()
+                .filter(|peer| peer.pid() > 0)
+                .map(|peer| format!(" (pid {})", peer.pid()))
+                .unwrap_or_default();
+            bail!(
+                "another matapa daemon{owner} owns {}; stop it or give this one another control.socket",
+                path.display()
+            )
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            log::info!("{} was left by a daemon that is gone; replacing it", path.display());
+            fs::remove_file(path)
+                .with_context(|| format!("cannot remove the stale socket {}", path.display()))
+        }
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot tell whether a daemon listens on {}", path.display()))
+        }
+    }
+}
+
+fn listen_on(path: &Path) -> io::Result<StdListener> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let descriptor = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    // The file gets the socket's own mode less the umask: at no instant more than SOCKET_MODE.
+    fchmod(&descriptor, Mode::from_bits_truncate(SOCKET_MODE))?;
+    bind(std::os::fd::AsRawFd::as_raw_fd(&descriptor), &UnixAddr::new(path)?)?;
+    fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
+    listen(&descriptor, Backlog::new(128)?)?;
+    Ok(StdListener::from(descriptor))
+}

@@ -1,0 +1,41 @@
+//! The commands that change something in the daemon.
+
+use crate::api::client::Client;
+use crate::api::types::AdminState;
+use crate::cli::args::BackendCommand;
+use crate::cli::exit::Failure;
+use crate::cli::monitor::changes;
+use crate::cli::output::print;
+use crate::cli::table::{admin, clean};
+
+/// `matapa backend`
+///
+/// # Errors
+/// When the daemon cannot be reached or knows no such backend; so for each command below.
+pub async fn backend(client: &Client, command: BackendCommand) -> Result<(), Failure> {
+    let (name, state) = match command {
+        BackendCommand::Enable(name) => (name, AdminState::Enabled),
+        BackendCommand::Disable(name) => (name, AdminState::Disabled),
+        BackendCommand::Drain(name) => (name, AdminState::Draining),
+    };
+    let change = client.set_admin(&name.name, name.service.as_deref(), state).await?;
+    let (word, _) = admin(change.state);
+    if change.backends.is_empty() {
+        return print(&format!("{}: already {word}\n", clean(&name.name)));
+    }
+    let lines: String =
+        change.backends.iter().map(|backend| format!("{}: {word}\n", clean(backend))).collect();
+    print(&lines)
+}
+
+/// `matapa reload`
+pub async fn reload(client: &Client) -> Result<(), Failure> {
+    let outcome = client.reload().await?;
+    print(&format!("reloaded: {}\n", changes(outcome.operations)))
+}
+
+/// `matapa poll`
+pub async fn poll(client: &Client) -> Result<(), Failure> {
+    client.poll().await?;
+    print("all checks done\n")
+}

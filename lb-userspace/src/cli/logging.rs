@@ -1,0 +1,34 @@
+//! Where `log` goes: standard error, in the journal's own form under systemd.
+
+use std::io::Write as _;
+
+use log::{Level, LevelFilter};
+
+/// Starts logging: warnings for a command, also what it does for a daemon; each `-v` says more.
+/// `MATAPA_LOG` overrides, in env_logger's syntax.
+pub fn start(daemon: bool, verbose: u8) {
+    let level = match (daemon, verbose) {
+        (false, 0) => LevelFilter::Warn,
+        (true, 0) | (false, 1) => LevelFilter::Info,
+        (true, 1) | (false, 2) => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(level).parse_env("MATAPA_LOG");
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        // The journal knows the time; it takes the priority from the line.
+        builder.format(|buffer, record| {
+            let priority = match record.level() {
+                Level::Error => 3,
+                Level::Warn => 4,
+                Level::Info => 6,
+                Level::Debug | Level::Trace => 7,
+            };
+            writeln!(buffer, "<{priority}>{}", record.args())
+        });
+    } else {
+        builder.format_target(false);
+    }
+    // A logger that is already there (a test's) stays.
+    let _ = builder.try_init();
+}

@@ -1,0 +1,122 @@
+//! Reading what is neither pool nor service: interfaces, attachment, control.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::diagnostics::{At, Errors, Span};
+use super::document::{self, Entry, Known};
+use super::known_keys::Place;
+use super::values::quote;
+use super::{Control, XdpMode};
+
+const DEFAULT_SOCKET: &str = "/run/matapa/control.sock";
+/// `sun_path` without its final NUL.
+const LONGEST_SOCKET: usize = 107;
+/// `IFNAMSIZ` without its final NUL.
+const LONGEST_INTERFACE: usize = 15;
+
+/// `interfaces`
+pub(super) fn read_interfaces(errors: &mut Errors, entry: Entry<'_>) -> Vec<String> {
+    let help = "write a list of interface names, as in [\"eth0\", \"eth1\"]";
+    let expected = "a list of interface names";
+    let mut interfaces: Vec<At<&str>> = Vec::new();
+    for item in document::list(errors, entry, expected, help) {
+        let Some(name) = document::text(errors, "interfaces", item, expected, help) else { continue };
+        if let Some(first) = interfaces.iter().find(|first| first.value == name.value) {
+            let error = errors.at(name.span, format!("interface {} is listed twice", quote(name.value)));
+            error.related(first.span, "first here").help("remove one of the two");
+        } else if let Some(wrong) = wrong_interface(name.value) {
+            errors.at(name.span, wrong).help("`ip link` lists the interfaces of this machine");
+        }
+        interfaces.push(name);
+    }
+    interfaces.into_iter().map(|name| name.value.to_owned()).collect()
+}
+
+/// The kernel's own rules (`dev_valid_name`).
+fn wrong_interface(name: &str) -> Option<String> {
+    let shown = quote(name);
+    if name.is_empty() {
+        Some("an interface name is empty".to_owned())
+    } else if name.len() > LONGEST_INTERFACE {
+        Some(format!("interface name {shown} is longer than {LONGEST_INTERFACE} characters"))
+    } else if name == "." || name == ".." {
+        Some(format!("interface name {shown} is no name"))
+    } else {
+        let wrong = |c: &char| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control();
+        let c = name.chars().find(wrong)?;
+        Some(format!("interface name {shown} contains \"{}\"", c.escape_debug()))
+    }
+}
+
+/// `xdp_mode`
+pub(super) fn read_xdp_mode(errors: &mut Errors, entry: Entry<'_>) -> XdpMode {
+    match document::word(errors, Place::XdpMode, entry, "write \"auto\", \"native\" or \"generic\"") {
+        Some("native") => XdpMode::Native,
+        Some("generic") => XdpMode::Generic,
+        _ => XdpMode::Auto,
+    }
+}
+
+/// `[control]`, which may be absent.
+pub(super) fn read_control(errors: &mut Errors, entry: Option<Entry<'_>>) -> Control {
+    let mut control = Control { socket: PathBuf::from(DEFAULT_SOCKET), metrics: None };
+    let Some(entry) = entry else { return control };
+    let Some(table) = entry.value.get_ref().as_table() else {
+        let help = format!("write `[control]` and below it `socket = \"{DEFAULT_SOCKET}\"`");
+        document::mismatch(errors, "control", "a table", entry.value, &help);
+        return control;
+    };
+    let known = Known::read(errors, Place::Control, table);
+    if let Some(socket) = known.get("socket").and_then(|entry| read_socket(errors, entry)) {
+        control.socket = socket;
+    }
+    control.metrics = known.get("metrics").and_then(|entry| read_metrics(errors, entry));
+    control
+}
+
+fn read_socket(errors: &mut Errors, entry: Entry<'_>) -> Option<PathBuf> {
+    let help = format!("write an absolute path, such as \"{DEFAULT_SOCKET}\"");
+    let text = document::text(errors, "socket", entry.value, "a path in quotes", &help)?;
+    if text.value.len() > LONGEST_SOCKET {
+        let wrong = format!("the control socket's path has {} bytes", text.value.len());
+        let help = format!("write a path of at most {LONGEST_SOCKET} bytes, such as \"{DEFAULT_SOCKET}\"");
+        errors.at(text.span, wrong).help(help);
+        return None;
+    }
+    let wrong = if !text.value.starts_with('/') {
+        format!("control socket {} is no absolute path", quote(text.value))
+    } else if text.value.ends_with('/') || text.value.contains('\0') {
+        format!("control socket {} is no file name", quote(text.value))
+    } else {
+        return Some(PathBuf::from(text.value));
+    };
+    errors.at(text.span, wrong).help(help);
+    None
+}
+
+fn read_metrics(errors: &mut Errors, entry: Entry<'_>) -> Option<SocketAddr> {
+    let help = "write an address of this machine and a port, such as \"127.0.0.1:9753\" or \"[::1]:9753\"";
+    let text = document::text(errors, "metrics", entry.value, "an address and port in quotes", help)?;
+    match text.value.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => return Some(address),
+        Ok(_) => errors.at(text.span, "`metrics` needs a port other than 0"),
+        Err(_) => errors.at(text.span, format!("`metrics` is no address and port: {}", quote(text.value))),
+    }
+    .help(help);
+    None
+}
+
+/// Reports that `interfaces` is absent. There is no place for what is not there: the file's beginning stands for it.
+pub(super) fn no_interfaces(errors: &mut Errors) {
+    let error = errors.absent(Span::default(), "`interfaces` is missing");
+    error.help("add `interfaces = [\"eth0\"]` as the first line, with the interfaces that clients and servers are behind");
+}
+
+/// Reports that there are no services.
+pub(super) fn no_services(errors: &mut Errors, span: Span) {
+    let error = errors.absent(span, "there are no services: nothing to do");
+    error.help(
+        "add `[services.NAME]` with `listen = \"203.0.113.10:25\"` and `backends = [\"198.51.100.11\"]`",
+    );
+}

@@ -1,0 +1,154 @@
+//! Reading pools and their backends.
+
+use std::net::IpAddr;
+
+use toml::de::{DeTable, DeValue};
+
+use super::diagnostics::{At, Errors, Span};
+use super::document::{self, Entry, Known, Value};
+use super::known_keys::Place;
+use super::values::{self, Role, quote};
+use super::{Backend, Check, OnDown, checks, listen};
+
+const DEFAULT_WEIGHT: u16 = 1;
+const HELP: &str = "write a list such as [\"198.51.100.11\", \"198.51.100.12\"]";
+
+/// A pool as read, with the places of its parts.
+#[derive(Debug)]
+pub(super) struct PoolParts {
+    pub(super) name: At<String>,
+    /// Listed by a service itself, not in `[pools]`.
+    pub(super) own: bool,
+    pub(super) check: Option<At<Check>>,
+    pub(super) on_down: OnDown,
+    pub(super) backends: Vec<At<Backend>>,
+    /// Every backend of the file is in `backends`; else some were left out because of errors.
+    pub(super) complete: bool,
+}
+
+/// `[pools.NAME]`
+pub(super) fn read(errors: &mut Errors, name: At<&str>, table: &DeTable<'_>) -> PoolParts {
+    let known = Known::read(errors, Place::Pool, table);
+    if known.lacks("backends") {
+        let message = format!("pool {} has no `backends`", quote(name.value));
+        errors.absent(name.span, message).help("add `backends = [\"198.51.100.11\", \"198.51.100.12\"]`");
+    }
+    read_known(errors, name, &known, false)
+}
+
+/// The keys that a pool and a service with backends of its own have in common.
+pub(super) fn read_known(errors: &mut Errors, name: At<&str>, known: &Known<'_>, own: bool) -> PoolParts {
+    let check = known.get("check").and_then(|entry| checks::read(errors, entry));
+    let on_down = known.get("on_down").and_then(|entry| read_on_down(errors, entry)).unwrap_or_default();
+    let (backends, complete) = match known.get("backends") {
+        Some(entry) => read_backends(errors, entry),
+        None => (Vec::new(), false),
+    };
+    let name = At { value: name.value.to_owned(), span: name.span };
+    PoolParts { name, own, check, on_down, backends, complete }
+}
+
+fn read_on_down(errors: &mut Errors, entry: Entry<'_>) -> Option<OnDown> {
+    match document::word(errors, Place::OnDown, entry, "write \"reset\" or \"keep\"")? {
+        "keep" => Some(OnDown::Keep),
+        _ => Some(OnDown::Reset),
+    }
+}
+
+fn read_backends(errors: &mut Errors, entry: Entry<'_>) -> (Vec<At<Backend>>, bool) {
+    let items = document::list(errors, entry, "a list of servers", HELP);
+    let mut backends: Vec<At<Backend>> = Vec::new();
+    let mut complete = !items.is_empty();
+    for item in items {
+        match read_backend(errors, item) {
+            Some(backend) => {
+                report_duplicates(errors, &backends, &backend);
+                backends.push(backend);
+            }
+            None => complete = false,
+        }
+    }
+    (backends, complete)
+}
+
+fn report_duplicates(errors: &mut Errors, before: &[At<Backend>], backend: &At<Backend>) {
+    let new = &backend.value;
+    let same_server = |old: &&At<Backend>| (old.value.address, old.value.port) == (new.address, new.port);
+    if let Some(old) = before.iter().find(same_server) {
+        let port = new.port.map(|port| format!(" port {port}")).unwrap_or_default();
+        let message = format!("backend {}{port} is in this pool twice", new.address);
+        errors.at(backend.span, message).related(old.span, "first here").help("remove one of the two");
+    } else if let Some(old) = before.iter().find(|old| old.value.name == new.name) {
+        let message = format!("two backends of this pool are named {}", quote(&new.name));
+        errors.at(backend.span, message).related(old.span, "first here").help("give each a name of its own");
+    }
+}
+
+fn read_backend(errors: &mut Errors, item: &Value<'_>) -> Option<At<Backend>> {
+    let span = Span::from(item.span());
+    let value = match item.get_ref() {
+        DeValue::String(text) => {
+            let (address, port) = listen::read_endpoint(errors, text, span)?;
+            Backend { name: text.to_string(), address, port, weight: DEFAULT_WEIGHT }
+        }
+        DeValue::Table(table) => read_table(errors, span, table)?,
+        _ => {
+            let help = "write \"198.51.100.11\", or { name = \"mx1\", address = \"198.51.100.11\" }";
+            document::mismatch(errors, "backends", "a list of addresses or tables", item, help);
+            return None;
+        }
+    };
+    Some(At { value, span })
+}
+
+fn read_table(errors: &mut Errors, span: Span, table: &DeTable<'_>) -> Option<Backend> {
+    let known = Known::read(errors, Place::Backend, table);
+    let address = match known.get("address") {
+        Some(entry) => read_address(errors, entry),
+        None => {
+            if known.lacks("address") {
+                errors.absent(span, "the backend has no `address`").help("add `address = \"198.51.100.11\"`");
+            }
+            None
+        }
+    };
+    let port = match known.get("port") {
+        Some(entry) => document::integer(errors, entry, 1..=65535).map(|port| u16::try_from(port).ok()),
+        None => Some(None),
+    };
+    let weight = match known.get("weight") {
+        Some(entry) => {
+            document::integer(errors, entry, 0..=1000).and_then(|weight| u16::try_from(weight).ok())
+        }
+        None => Some(DEFAULT_WEIGHT),
+    };
+    let name = match known.get("name") {
+        Some(entry) => document::text(errors, "name", entry.value, "a text", "write `name = \"mx1\"`")
+            .filter(|name| values::check_name(errors, "backend", *name))
+            .map(|name| Some(name.value.to_owned())),
+        None => Some(None),
+    };
+    let ((address, written), port) = (address?, port?);
+    // As it would be written without a table, so that two ports of one server have two names.
+    let unnamed = || match (port, address) {
+        (None, _) => written.to_owned(),
+        (Some(port), IpAddr::V4(_)) => format!("{written}:{port}"),
+        (Some(port), IpAddr::V6(_)) => format!("[{written}]:{port}"),
+    };
+    Some(Backend { name: name?.unwrap_or_else(unnamed), address, port, weight: weight? })
+}
+
+fn read_address<'a>(errors: &mut Errors, entry: Entry<'a>) -> Option<(IpAddr, &'a str)> {
+    let help = "write `address = \"198.51.100.11\"`";
+    let text = document::text(errors, "address", entry.value, "an IP address in quotes", help)?;
+    if let listen::Endpoint::WithPort(address, port) = listen::split(text.value)
+        && address.parse::<IpAddr>().is_ok()
+        && port.parse::<u16>().is_ok()
+    {
+        let message = format!("`address` contains a port: {}", quote(text.value));
+        errors.at(text.span, message).help(format!("write `address = \"{address}\", port = {port}`"));
+        return None;
+    }
+    let address = values::address(errors, text.span, text.value, Role::Backend)?;
+    Some((address, text.value))
+}

@@ -1,0 +1,318 @@
+//! A control task that answers from a fixed state, behind the real server on a socket in a directory of its own.
+#![expect(dead_code, reason = "each test binary uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use lb_userspace::api::types::{
+    AdminState, BackendChange, BackendStatus, CounterValue, Counters, Event, EventKind, FlowStatus, Flows,
+    InterfaceStatus, ReloadOutcome, ServiceState, ServiceStatus, Status,
+};
+use lb_userspace::api::{metrics, server, socket};
+use lb_userspace::control::request::{ControlHandle, Refusal, Request};
+use lb_userspace::health::Health;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+/// A daemon on a thread of its own. Stops when dropped.
+pub struct Fake {
+    pub directory: tempfile::TempDir,
+    pub events: broadcast::Sender<Event>,
+    /// `Err` makes the next reloads refused with these lines.
+    pub reload: Arc<Mutex<Result<u64, Vec<String>>>>,
+    pub metrics: std::net::SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Fake {
+    pub fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = socket::claim(&directory.path().join("control.sock")).expect("the socket");
+        let (events, _) = broadcast::channel(64);
+        let reload = Arc::new(Mutex::new(Ok(3)));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (address, metrics) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn({
+            let (events, reload) = (events.clone(), Arc::clone(&reload));
+            move || {
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                runtime.block_on(async {
+                    let (requests, inbox) = mpsc::channel(8);
+                    tokio::spawn(answer(inbox, reload));
+                    let handle = ControlHandle::new(requests, events);
+                    let listener =
+                        metrics::bind("127.0.0.1:0".parse().expect("an address")).await.expect("bound");
+                    address.send(listener.local_addr().expect("an address")).expect("a listener");
+                    tokio::spawn(metrics::serve(listener, handle.clone(), std::future::pending()));
+                    let shutdown = async {
+                        let _ = stopped.await;
+                    };
+                    server::serve(socket, handle, shutdown).await.expect("serving");
+                });
+            }
+        });
+        let metrics = metrics.recv().expect("the metrics address");
+        Self { directory, events, reload, metrics, stop: Some(stop), thread: Some(thread) }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("control.sock")
+    }
+
+    /// Asks it to stop and waits until it has.
+    pub fn stop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the daemon ended well");
+        }
+    }
+
+    /// Waits until somebody reads events.
+    pub fn wait_for_reader(&self) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while self.events.receiver_count() == 0 {
+            assert!(std::time::Instant::now() < deadline, "nobody reads the events");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+async fn answer(mut inbox: mpsc::Receiver<Request>, reload: Arc<Mutex<Result<u64, Vec<String>>>>) {
+    while let Some(request) = inbox.recv().await {
+        // A caller that has gone away needs no answer.
+        match request {
+            Request::Status(reply) => drop(reply.send(status())),
+            Request::Flows { limit, service, reply } => drop(reply.send(flows(limit, service.as_deref()))),
+            Request::Counters(reply) => drop(reply.send(counters())),
+            Request::SetAdmin { backend, service, state, reply } => {
+                drop(reply.send(set_admin(&backend, service.as_deref(), state)));
+            }
+            Request::Reload(reply) => {
+                let outcome = reload.lock().expect("the outcome").clone();
+                let outcome = outcome.map(|operations| ReloadOutcome { operations });
+                drop(reply.send(outcome.map_err(Refusal::Configuration)));
+            }
+            Request::Poll(reply) => drop(reply.send(())),
+        }
+    }
+}
+
+fn backend(id: u32, name: &str, address: &str, port: Option<u16>) -> BackendStatus {
+    BackendStatus {
+        id,
+        name: name.to_owned(),
+        address: address.parse().expect("an address"),
+        port,
+        weight: 1,
+        health: Health::Up,
+        admin: AdminState::Enabled,
+        availability_percent: Some(99.95),
+        checks: 2000,
+        checks_up: 1999,
+        last_error: None,
+        last_check_millis: Some(4),
+        flows: 12,
+        packets: 48_211,
+        bytes: 31_457_280,
+    }
+}
+
+pub fn status() -> Status {
+    let mail = ServiceStatus {
+        id: 1,
+        name: "mail".to_owned(),
+        state: ServiceState::Active,
+        listen: vec!["203.0.113.10:25/tcp".to_owned(), "[2001:db8::10]:25/tcp".to_owned()],
+        pool: "mx".to_owned(),
+        forward: "nat".to_owned(),
+        scheduler: "maglev".to_owned(),
+        flows: 14,
+        packets: 51_334,
+        bytes: 33_423_360,
+        backends: vec![
+            backend(1, "mx1", "198.51.100.11", None),
+            BackendStatus {
+                health: Health::Down,
+                availability_percent: Some(71.5),
+                // What a server says is not to be trusted with a terminal.
+                last_error: Some("greeting \"421 \u{1b}[2Jbusy\r\n\", expected 220".to_owned()),
+                last_check_millis: Some(2000),
+                flows: 0,
+                weight: 2,
+                ..backend(2, "mx2", "198.51.100.12", Some(2525))
+            },
+            BackendStatus {
+                admin: AdminState::Draining,
+                flows: 2,
+                ..backend(3, "mx3", "2001:db8:1::13", Some(25))
+            },
+            BackendStatus {
+                admin: AdminState::Draining,
+                health: Health::Down,
+                last_error: Some("timed out".to_owned()),
+                ..backend(4, "mx4", "198.51.100.14", None)
+            },
+        ],
+    };
+    let dns = ServiceStatus {
+        id: 2,
+        name: "dns".to_owned(),
+        state: ServiceState::Down,
+        listen: vec!["203.0.113.10:53/udp".to_owned()],
+        pool: "dns".to_owned(),
+        flows: 0,
+        packets: 0,
+        bytes: 0,
+        backends: vec![
+            BackendStatus {
+                health: Health::Unknown,
+                availability_percent: None,
+                checks: 0,
+                checks_up: 0,
+                last_check_millis: None,
+                flows: 0,
+                packets: 0,
+                bytes: 0,
+                ..backend(5, "198.51.100.21", "198.51.100.21", None)
+            },
+            BackendStatus {
+                admin: AdminState::Disabled,
+                health: Health::Unknown,
+                availability_percent: None,
+                last_check_millis: None,
+                flows: 0,
+                ..backend(6, "198.51.100.22", "198.51.100.22", None)
+            },
+        ],
+        ..mail.clone()
+    };
+    Status {
+        version: "0.1.0".to_owned(),
+        pid: 4711,
+        uptime_seconds: 86_400,
+        config_file: "/etc/matapa/matapa.toml".to_owned(),
+        interfaces: vec![InterfaceStatus { name: "eth0".to_owned(), index: 2, mode: "native".to_owned() }],
+        services: vec![mail, dns],
+    }
+}
+
+fn flows(limit: usize, service: Option<&str>) -> Result<Flows, Refusal> {
+    if let Some(name) = service.filter(|name| !["mail", "dns"].contains(name)) {
+        return Err(Refusal::NotFound(format!("there is no service {name:?}; there are dns, mail")));
+    }
+    let flow = |client: &str, vip: &str, server: &str, state: &str, idle_seconds| FlowStatus {
+        service: "mail".to_owned(),
+        backend: "mx1".to_owned(),
+        protocol: "tcp".to_owned(),
+        client: client.parse().expect("an address"),
+        vip: vip.parse().expect("an address"),
+        server: server.parse().expect("an address"),
+        state: state.to_owned(),
+        idle_seconds,
+    };
+    let mut flows = vec![
+        flow("192.0.2.7:51812", "203.0.113.10:25", "198.51.100.11:25", "established", 0),
+        flow("192.0.2.99:40001", "203.0.113.10:25", "198.51.100.11:25", "opening", 3),
+        flow("[2001:db8:f::1]:33333", "[2001:db8::10]:25", "[2001:db8:1::13]:25", "closing", 127),
+    ];
+    flows.retain(|flow| service.is_none_or(|name| flow.service == name));
+    let total = u64::try_from(flows.len()).expect("few");
+    flows.truncate(limit);
+    Ok(Flows { total, capacity: 1_048_576, flows })
+}
+
+pub fn counters() -> Counters {
+    let counter = |name: &str, value, verdict: &str, help: &str| {
+        (name.to_owned(), CounterValue { value, verdict: verdict.to_owned(), help: help.to_owned() })
+    };
+    let counters = BTreeMap::from([
+        counter("forwarded_known_flow", 51_320, "forward", "packet of a flow in the table"),
+        counter("forwarded_new_flow", 14, "forward", "first packet of a new flow"),
+        counter("not_for_a_service", 982_113, "pass", "left to the kernel"),
+        counter("no_backend", 7, "drop", "no backend of the service takes new flows"),
+        counter("bad_checksum", 0, "drop", "IPv4 header checksum is wrong"),
+    ]);
+    Counters { counters }
+}
+
+fn set_admin(backend: &str, service: Option<&str>, state: AdminState) -> Result<BackendChange, Refusal> {
+    let status = status();
+    let backends: Vec<String> = status
+        .services
+        .iter()
+        .filter(|candidate| service.is_none_or(|name| candidate.name == name))
+        .flat_map(|service| service.backends.iter().map(move |backend| (service, backend)))
+        .filter(|(_, candidate)| candidate.name == backend)
+        .map(|(service, backend)| format!("{}/{}", service.name, backend.name))
+        .collect();
+    if backends.is_empty() {
+        let names: Vec<_> = status
+            .services
+            .iter()
+            .flat_map(|service| &service.backends)
+            .map(|backend| backend.name.clone())
+            .collect();
+        return Err(Refusal::NotFound(format!(
+            "there is no backend {backend:?}; there are {}",
+            names.join(", ")
+        )));
+    }
+    Ok(BackendChange { state, backends })
+}
+
+/// One event of each kind.
+pub fn events() -> Vec<Event> {
+    let (service, backend) = ("mail".to_owned(), "mx2".to_owned());
+    let kinds = [
+        EventKind::Adopted { services: 2, flows: 1403 },
+        EventKind::Health {
+            service: service.clone(),
+            backend: backend.clone(),
+            from: Health::Up,
+            to: Health::Down,
+            reason: "greeting \"421 \u{1b}[2Jbusy\r\n\", expected 220".to_owned(),
+        },
+        EventKind::Applied { operations: 2, micros: 412 },
+        EventKind::FlowsReset { service: service.clone(), backend: backend.clone(), flows: 9 },
+        EventKind::Service { service: service.clone(), state: ServiceState::Down },
+        EventKind::Admin { service, backend, state: AdminState::Draining },
+        EventKind::Reload { operations: 1 },
+        EventKind::ReloadRefused {
+            errors: vec!["/etc/matapa/matapa.toml:3:1: unknown key `lisen`".to_owned()],
+        },
+    ];
+    let mut number = 0;
+    kinds
+        .into_iter()
+        .map(|kind| {
+            // A gap after the third, as for a reader that was too slow.
+            number += if number == 3 { 4 } else { 1 };
+            Event { number, time: 1_767_225_599.25 + f64::from(u32::try_from(number).expect("small")), kind }
+        })
+        .collect()
+}
+
+/// Answer of the daemon on a Unix socket to a request written by hand: status code, head, body.
+pub fn raw(socket: &Path, request: &str) -> (u16, String, String) {
+    let stream = std::os::unix::net::UnixStream::connect(socket).expect("connected");
+    exchange(stream, request)
+}
+
+pub fn exchange(mut stream: impl std::io::Read + std::io::Write, request: &str) -> (u16, String, String) {
+    let text = format!("{request} HTTP/1.1\r\nHost: matapa\r\nConnection: close\r\n\r\n");
+    stream.write_all(text.as_bytes()).expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("read");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).expect("a status").parse().expect("a number");
+    (status, head.to_lowercase(), body.to_owned())
+}

@@ -1,0 +1,87 @@
+//! `cargo xtask build`: the XDP program, then the binary that carries it.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use crate::ebpf::{self, Variant};
+use crate::process::{host_cargo, seconds};
+use crate::setup;
+use crate::toolchain::Install;
+use crate::workspace::Workspace;
+
+/// How to build.
+#[derive(clap::Args, Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Build the binary optimised (the default)
+    #[arg(long, conflicts_with = "debug")]
+    release: bool,
+    /// Build the binary for debugging; the XDP program is always optimised
+    #[arg(long)]
+    debug: bool,
+    /// Embed an XDP program that logs each packet's way
+    #[arg(long)]
+    trace: bool,
+}
+
+/// `cargo xtask build`.
+pub fn command(workspace: &Workspace, options: &Options) -> Result<bool> {
+    everything(workspace, options).map(|_| true)
+}
+
+/// Build both and return the binary's path.
+pub fn everything(workspace: &Workspace, options: &Options) -> Result<PathBuf> {
+    let bpf = setup::bpf(workspace, Install::Yes)?;
+    let variant = if options.trace { Variant::Trace } else { Variant::Plain };
+    ebpf::build(workspace, &bpf, variant)?;
+    binary(workspace, options)
+}
+
+/// Build the binary around the object that is there.
+pub fn binary(workspace: &Workspace, options: &Options) -> Result<PathBuf> {
+    let start = Instant::now();
+    let mut command = host_cargo(workspace);
+    command.args(["build", "--package", "lb-userspace", "--bin", "matapa"]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    if !options.debug {
+        command.arg("--release");
+    }
+    if options.trace {
+        command.env("MATAPA_BPF_OBJECT", Variant::Trace.object(workspace));
+    }
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    let output = child.stdout.take().context("cargo's output is not piped")?;
+    let mut binary = None;
+    for line in BufReader::new(output).lines() {
+        let line = line.context("cannot read cargo's output")?;
+        if let Ok(Artifact { executable: Some(path), target }) = serde_json::from_str(&line)
+            && target.name == "matapa"
+        {
+            binary = Some(path);
+        }
+    }
+    if !child.wait().context("cannot wait for cargo")?.success() {
+        bail!("the binary does not build (see above)");
+    }
+    let binary = binary.context("cargo built no binary called matapa")?;
+    let size = fs::metadata(&binary).with_context(|| format!("cannot read {}", binary.display()))?.len();
+    println!("{}: {} KiB [{}]", workspace.display(&binary), size.div_ceil(1024), seconds(start.elapsed()));
+    Ok(binary)
+}
+
+/// The part of cargo's artifact message that names a binary.
+#[derive(Deserialize)]
+struct Artifact {
+    executable: Option<PathBuf>,
+    target: Target,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}

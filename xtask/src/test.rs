@@ -1,0 +1,129 @@
+//! `cargo xtask test`: everything, in order, to the end.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::build;
+use crate::ebpf::{self, Variant};
+use crate::lint;
+use crate::process::{host_cargo, seconds, stream};
+use crate::report::{Report, Tests};
+use crate::setup::{self, Bpf};
+use crate::toolchain::Install;
+use crate::workspace::Workspace;
+
+/// The packages with tests marked `#[ignore]` because they need root and network namespaces.
+const ROOT_PACKAGES: [&str; 2] = ["lb-userspace", "lb-lab"];
+/// Tells tests which binary to run, and where the checkout is.
+const BINARY_VARIABLE: &str = "MATAPA_BIN";
+const ROOT_VARIABLE: &str = "MATAPA_ROOT";
+
+/// What to test.
+#[derive(clap::Args, Debug)]
+pub struct Options {
+    /// Only the XDP program and the host tests: no lint, nothing that needs root
+    #[arg(long)]
+    quick: bool,
+    /// Only tests whose name contains this; leaves lint out
+    filter: Option<String>,
+}
+
+/// `cargo xtask test`.
+pub fn command(workspace: &Workspace, options: &Options) -> Result<bool> {
+    let start = Instant::now();
+    let mut report = Report::default();
+    let bpf = setup_stages(workspace, options, &mut report);
+    let binary = build_stages(workspace, options, bpf.as_ref(), &mut report);
+    if !options.quick && options.filter.is_none() {
+        lint::stages(workspace, bpf.as_ref(), &mut report);
+    }
+    report.tests("host tests", |tests| {
+        let mut cargo = cargo_test(workspace, binary.as_deref());
+        cargo.args(["--workspace", "--exclude", "lb-ebpf"]);
+        run(&mut cargo, options, &[], tests)
+    });
+    if !options.quick {
+        report.tests("root tests", |tests| root_tests(workspace, options, binary.as_deref(), tests));
+    }
+    println!("\nall stages took {}", seconds(start.elapsed()));
+    print!("{report}");
+    Ok(report.failed() == 0)
+}
+
+fn setup_stages(workspace: &Workspace, options: &Options, report: &mut Report) -> Option<Bpf> {
+    let mut found = None;
+    report.check("setup of the BPF toolchain", || {
+        found = Some(setup::bpf(workspace, Install::Yes)?);
+        Ok(())
+    });
+    if !options.quick {
+        report.check("setup of the lab", || setup::lab(workspace, Install::Yes));
+    }
+    found
+}
+
+fn build_stages(
+    workspace: &Workspace,
+    options: &Options,
+    bpf: Option<&Bpf>,
+    report: &mut Report,
+) -> Option<PathBuf> {
+    let good = report.check("build of the XDP program", || {
+        let bpf = bpf.context("not run: there is no toolchain for it")?;
+        ebpf::build(workspace, bpf, Variant::Plain).map(drop)
+    });
+    if options.quick {
+        return None;
+    }
+    let mut binary = None;
+    report.check("build of the binary", || {
+        let built = build::binary(workspace, &build::Options::default())?;
+        // An older object may be embedded in it: nothing must be tested with that.
+        binary = Some(built).filter(|_| good);
+        Ok(())
+    });
+    binary
+}
+
+fn root_tests(
+    workspace: &Workspace,
+    options: &Options,
+    binary: Option<&Path>,
+    tests: &mut Tests,
+) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("not run: tests in network namespaces need root; run `cargo xtask test` as root");
+    }
+    let binary = binary.context("not run: there is no binary with the XDP program to test")?;
+    let mut cargo = cargo_test(workspace, Some(binary));
+    for package in ROOT_PACKAGES {
+        cargo.args(["--package", package]);
+    }
+    // Documentation tests marked `ignore` are text, not tests.
+    cargo.args(["--lib", "--bins", "--tests"]);
+    run(&mut cargo, options, &["--ignored", "--test-threads=1"], tests)
+}
+
+fn cargo_test(workspace: &Workspace, binary: Option<&Path>) -> Command {
+    let mut cargo = host_cargo(workspace);
+    cargo.args(["test", "--no-fail-fast"]).env(ROOT_VARIABLE, &workspace.root);
+    match binary {
+        Some(binary) => cargo.env(BINARY_VARIABLE, binary),
+        None => cargo.env_remove(BINARY_VARIABLE),
+    };
+    cargo
+}
+
+fn run(cargo: &mut Command, options: &Options, libtest: &[&str], tests: &mut Tests) -> Result<()> {
+    if let Some(filter) = &options.filter {
+        cargo.arg(filter);
+    }
+    let status = stream(cargo.arg("--").args(libtest), |line| tests.observe(line))?;
+    if !status.success() && tests.failed() == 0 {
+        bail!("`cargo test` failed without naming a test: it did not compile, or a test ended the process");
+    }
+    Ok(())
+}
