@@ -1,1 +1,16 @@
+//! Test networks for Matapa: namespaces joined by real segments, real servers and clients, fault
+//! injection, and the daemon as an operator would run it. The root tests and `cargo xtask run` share it.
 
+pub mod interrupt;
+pub mod lab;
+pub mod matapa;
+pub mod netns;
+pub mod process;
+pub mod story;
+pub mod topology;
+pub mod traffic;
+
+pub use lab::{Lab, clean};
+pub use netns::Netns;
+pub use process::{Finished, Process, wait_until};
+pub use topology::{Gateway, Host, Plan, Topology};

@@ -1,0 +1,120 @@
+//! What the lab reads of the API's answers. Fields it does not use are left out; the API may add more.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::Deserialize;
+
+/// `matapa show summary --json`
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    pub pid: u32,
+    pub interfaces: Vec<InterfaceStatus>,
+    pub services: Vec<ServiceStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct InterfaceStatus {
+    pub name: String,
+    pub mode: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct ServiceStatus {
+    pub name: String,
+    /// `active` or `down`.
+    pub state: String,
+    pub flows: u64,
+    pub packets: u64,
+    pub backends: Vec<BackendStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct BackendStatus {
+    pub name: String,
+    /// `unknown`, `up` or `down`.
+    pub health: String,
+    /// `enabled`, `draining` or `disabled`.
+    pub admin: String,
+    pub checks: u64,
+    pub flows: u64,
+    pub packets: u64,
+}
+
+/// `matapa show flows --json`
+#[derive(Clone, Debug, Deserialize)]
+pub struct FlowTable {
+    pub total: u64,
+    pub flows: Vec<FlowStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct FlowStatus {
+    pub service: String,
+    pub backend: String,
+    pub client: SocketAddr,
+    pub state: String,
+}
+
+/// `matapa show counters --json`
+#[derive(Clone, Debug, Deserialize)]
+pub struct Counters {
+    pub counters: BTreeMap<String, CounterValue>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct CounterValue {
+    pub value: u64,
+    pub verdict: String,
+}
+
+/// One line of `matapa monitor --json`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Event {
+    /// Seconds since the epoch.
+    pub time: f64,
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum EventKind {
+    Health {
+        backend: String,
+        to: String,
+        #[serde(default)]
+        reason: String,
+    },
+    Admin {
+        backend: String,
+        state: String,
+    },
+    Adopted {
+        services: u64,
+        flows: u64,
+    },
+    Applied {
+        micros: u64,
+    },
+    FlowsReset {
+        backend: String,
+        flows: u64,
+    },
+    Reload {
+        operations: u64,
+    },
+    #[serde(other)]
+    Other,
+}
+
+impl Status {
+    /// The backend called `name`, of the first service that has it.
+    pub fn backend(&self, name: &str) -> Option<&BackendStatus> {
+        self.services.iter().flat_map(|service| &service.backends).find(|backend| backend.name == name)
+    }
+
+    pub fn service(&self, name: &str) -> Option<&ServiceStatus> {
+        self.services.iter().find(|service| service.name == name)
+    }
+}

@@ -1,0 +1,93 @@
+//! A TCP server that greets with its name and sends every line back.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::netns::Netns;
+use crate::topology::Host;
+
+/// Listens on IPv4 and IPv6 until dropped; dropping it ends its connections.
+#[derive(Debug)]
+pub struct EchoServer {
+    stop: Arc<AtomicBool>,
+    connections: Connections,
+}
+
+/// The open ones by number, to be cut when the server goes away.
+type Connections = Arc<Mutex<BTreeMap<u64, TcpStream>>>;
+
+impl EchoServer {
+    /// Listens on `port` of `host`, under the host's name.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn start(host: &Host, port: u16) -> Result<Self> {
+        let server = Self { stop: Arc::default(), connections: Arc::default() };
+        for address in [host.address(false), host.address(true)] {
+            server.listen(&host.netns, &host.name, address, port)?;
+        }
+        Ok(server)
+    }
+
+    fn listen(&self, netns: &Netns, name: &str, address: IpAddr, port: u16) -> Result<()> {
+        let target = SocketAddr::new(address, port);
+        let listener =
+            netns.run(|| TcpListener::bind(target))?.with_context(|| format!("cannot listen on {target}"))?;
+        listener.set_nonblocking(true)?;
+        let (stop, connections) = (Arc::clone(&self.stop), Arc::clone(&self.connections));
+        let greeting = format!("{name}\n");
+        // Sockets stay in the namespace they were made in; their threads may be anywhere.
+        std::thread::Builder::new().name(format!("echo-{name}")).spawn(move || {
+            let mut number = u64::from(target.is_ipv6());
+            while !stop.load(Ordering::Relaxed) {
+                let Ok((stream, _)) = listener.accept() else {
+                    std::thread::sleep(Duration::from_millis(2));
+                    continue;
+                };
+                // Even for IPv4, odd for IPv6: the two listeners share the map.
+                number += 2;
+                let (greeting, open, own) = (greeting.clone(), Arc::clone(&connections), number);
+                let _ = std::thread::Builder::new().stack_size(128 << 10).spawn(move || {
+                    if let Ok(copy) = stream.try_clone() {
+                        open.lock().unwrap_or_else(PoisonError::into_inner).insert(own, copy);
+                    }
+                    serve(stream, &greeting);
+                    open.lock().unwrap_or_else(PoisonError::into_inner).remove(&own);
+                });
+            }
+        })?;
+        Ok(())
+    }
+}
+
+impl Drop for EchoServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        for connection in connections.values() {
+            let _ = connection.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+fn serve(stream: TcpStream, greeting: &str) -> Option<()> {
+    stream.set_nonblocking(false).ok()?;
+    stream.set_nodelay(true).ok()?;
+    let mut answer = stream.try_clone().ok()?;
+    answer.write_all(greeting.as_bytes()).ok()?;
+    for line in BufReader::new(stream).lines() {
+        let mut line = line.ok()?;
+        if line.starts_with("QUIT") {
+            break;
+        }
+        line.push('\n');
+        answer.write_all(line.as_bytes()).ok()?;
+    }
+    answer.shutdown(std::net::Shutdown::Both).ok()
+}

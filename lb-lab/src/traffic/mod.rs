@@ -1,0 +1,15 @@
+//! Real servers and clients, and measuring ones of our own.
+
+pub mod dns;
+pub mod echo;
+pub mod flows;
+pub mod http;
+pub mod iperf;
+mod line;
+pub mod prober;
+pub mod smtp;
+pub mod udp;
+
+pub use echo::EchoServer;
+pub use flows::{Dialect, Flows};
+pub use prober::Prober;

@@ -1,0 +1,109 @@
+//! The daemon is killed, stopped and started again; the packet path goes on.
+
+use std::time::Duration;
+
+use lb_lab::traffic::udp::{Datagrams, UdpEcho, UdpStream};
+use lb_lab::traffic::{Dialect, EchoServer, Flows};
+
+use crate::support::{ECHO, NO_CHECK, Rig, TCP_CHECK, assert_prompt, echo_config, interfaces, service, vips};
+
+fn pause(millis: u64) {
+    std::thread::sleep(Duration::from_millis(millis));
+}
+
+fn assert_nothing_lost(result: &Datagrams) {
+    assert!(result.sent > 500, "only {} sent", result.sent);
+    assert!(
+        result.lost.is_empty(),
+        "{} of {} lost, sent at {:?}",
+        result.lost.len(),
+        result.sent,
+        result.lost
+    );
+    assert_eq!(result.servers.len(), 1, "a flow changed its server: {:?}", result.servers);
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn killed_and_started_again_under_load_it_loses_no_packet() {
+    let config = interfaces()
+        + &service("echo", ECHO, "tcp", TCP_CHECK, &[1, 2])
+        + &service("echo-udp", ECHO, "udp", NO_CHECK, &[1, 2]);
+    let (mut rig, servers) = Rig::start(&config, |_, host| {
+        (EchoServer::start(host, ECHO).unwrap(), UdpEcho::start(host, ECHO).unwrap())
+    });
+    let flows = Flows::open(rig.client(), vips(ECHO), 100, Dialect::Echo, Duration::from_millis(50)).unwrap();
+    let streams: Vec<_> = vips(ECHO)
+        .into_iter()
+        .map(|target| UdpStream::start(rig.client(), target, Duration::from_millis(2)).unwrap())
+        .collect();
+    let prober = rig.prober();
+    pause(500);
+    let old = rig.matapa.status().unwrap();
+    rig.matapa.kill().unwrap();
+    pause(700);
+    let new = rig.matapa.start().unwrap();
+    assert_ne!(old.pid, new.pid);
+    pause(700);
+    assert_prompt(&prober.finish().unwrap());
+    for stream in streams {
+        assert_nothing_lost(&stream.finish().unwrap());
+    }
+    for flow in flows.snapshot() {
+        assert!(flow.alive() && flow.longest_wait < Duration::from_millis(900), "{flow:?}");
+    }
+    let counted = rig.matapa.status().unwrap().service("echo").unwrap().flows;
+    assert!(counted >= 100, "100 connections are open, {counted} flows are counted");
+    // Known from before, not found out again: nothing was out of rotation.
+    assert!(new.services.iter().flat_map(|one| &one.backends).all(|one| one.health == "up"), "{new:?}");
+    drop((flows, servers));
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn what_an_operator_chose_survives_a_restart() {
+    let (mut rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    rig.matapa.backend("drain", "mx1", "echo").unwrap();
+    rig.matapa.kill().unwrap();
+    let status = rig.matapa.start().unwrap();
+    assert_eq!(status.backend("mx1").unwrap().admin, "draining");
+    drop(echo);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn stopped_it_forwards_on_and_detached_it_does_not() {
+    let (mut rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    let flows = Flows::open(rig.client(), vips(ECHO), 20, Dialect::Echo, Duration::from_millis(50)).unwrap();
+    assert!(rig.matapa.stop().unwrap().success());
+    let before = flows.snapshot();
+    assert_prompt(&rig.connect_echo());
+    for (old, new) in before.iter().zip(flows.snapshot()) {
+        assert!(new.alive() && new.exchanges > old.exchanges, "{new:?}");
+    }
+    drop(flows);
+    rig.matapa.detach().unwrap();
+    rig.matapa.check_nothing_left().unwrap();
+    let attempts = rig.connect_echo();
+    assert!(attempts.iter().all(|attempt| attempt.result.is_err()), "still forwarded: {attempts:?}");
+    // Nothing is left to detach: that is no error.
+    rig.matapa.detach().unwrap();
+    drop(echo);
+    rig.remove();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn it_starts_where_the_interfaces_were_made_anew() {
+    let (mut rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    rig.matapa.kill().unwrap();
+    // The pins hold links to interfaces that no longer exist, as after a driver was reloaded.
+    rig.topology.replace_cables(rig.gateway()).unwrap();
+    rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+    rig.matapa.wait_healthy(Duration::from_secs(5)).unwrap();
+    assert_prompt(&rig.connect_echo());
+    drop(echo);
+    rig.finish();
+}

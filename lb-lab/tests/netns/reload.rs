@@ -1,0 +1,77 @@
+//! A changed configuration file, applied while traffic flows.
+
+use std::time::Duration;
+
+use lb_lab::traffic::{Dialect, EchoServer, Flows};
+
+use crate::support::{ECHO, Rig, TCP_CHECK, assert_prompt, echo_config, interfaces, servers, service, vips};
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn removing_one_server_disturbs_no_connection_to_the_others() {
+    let all = interfaces() + &service("echo", ECHO, "tcp", TCP_CHECK, &[1, 2, 3]);
+    let (rig, echo) =
+        Rig::start_with(&all, &["mx1", "mx2", "mx3"], |_, host| EchoServer::start(host, ECHO).unwrap());
+    let flows =
+        Flows::open(rig.client(), vips(ECHO), 300, Dialect::Echo, Duration::from_millis(100)).unwrap();
+    let others = |flows: &Flows| -> Vec<_> {
+        flows.snapshot().into_iter().filter(|flow| flow.server.as_deref() != Some("mx3")).collect()
+    };
+    let before = others(&flows);
+    assert!(before.len() >= 120, "only {} connections go to mx1 and mx2", before.len());
+    for numbers in [&[1, 2][..], &[1, 2, 3], &[1, 2]] {
+        rig.matapa.write_config(&(interfaces() + &service("echo", ECHO, "tcp", TCP_CHECK, numbers))).unwrap();
+        rig.matapa.reload().unwrap();
+        let prober = rig.prober();
+        std::thread::sleep(Duration::from_millis(500));
+        assert_prompt(&prober.finish().unwrap());
+    }
+    assert_eq!(servers(&rig.connect_echo()), ["mx1", "mx2"]);
+    for (old, new) in before.iter().zip(others(&flows)) {
+        assert!(new.alive() && new.exchanges > old.exchanges, "{new:?}");
+        assert!(new.longest_wait < Duration::from_millis(900), "{new:?}");
+    }
+    drop((flows, echo));
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_new_service_works_and_a_removed_one_does_not() {
+    let (rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    let second: Vec<_> =
+        rig.topology.servers.iter().map(|host| EchoServer::start(host, 8007).unwrap()).collect();
+    let more = echo_config(TCP_CHECK) + &service("more", 8007, "tcp", TCP_CHECK, &[1, 2]);
+    rig.matapa.write_config(&more).unwrap();
+    rig.matapa.reload().unwrap();
+    rig.matapa.wait_healthy(Duration::from_secs(3)).unwrap();
+    let quick = Duration::from_millis(300);
+    assert_prompt(&Rig::connect(rig.client(), vips(8007), quick));
+    rig.matapa.write_config(&echo_config(TCP_CHECK)).unwrap();
+    rig.matapa.reload().unwrap();
+    let attempts = Rig::connect(rig.client(), vips(8007), quick);
+    assert!(attempts.iter().all(|attempt| attempt.result.is_err()), "{attempts:?}");
+    assert_prompt(&rig.connect_echo());
+    drop((second, echo));
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_bad_file_changes_nothing() {
+    let (rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    let prober = rig.prober();
+    let bad = echo_config(TCP_CHECK).replace("pool = \"echo\"", "pool = \"ecko\"\nshceduler = \"maglev\"");
+    rig.matapa.write_config(&bad).unwrap();
+    let answer = rig.matapa.cli(&["reload"]).unwrap();
+    assert!(matches!(answer.code(), Some(1 | 3)), "{answer:?}");
+    for word in ["ecko", "shceduler"] {
+        assert!(answer.stderr.contains(word), "{word} is not named: {}", answer.stderr);
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    assert_prompt(&prober.finish().unwrap());
+    assert_eq!(servers(&rig.connect_echo()), ["mx1", "mx2"]);
+    assert!(rig.matapa.status().unwrap().service("echo").is_some());
+    drop(echo);
+    rig.finish();
+}
