@@ -1,12 +1,41 @@
 //! `matapa`: see [`lb_userspace::cli`].
 
-use lb_userspace::cli::{self, Failure, Hooks};
+use std::path::Path;
+
+use lb_userspace::cli::args::RunArgs;
+use lb_userspace::cli::{self, ExitCode, Failure, Hooks, output};
+use lb_userspace::config::{self, Config};
+use lb_userspace::daemon;
+use lb_userspace::dataplane::kernel::pins;
 
 fn main() -> std::process::ExitCode {
-    let hooks = Hooks {
-        run: |_| Err(Failure::failed("`matapa run` is not part of this build")),
-        check: |_, _| Err(Failure::failed("`matapa check` is not part of this build")),
-        detach: |_| Err(Failure::failed("`matapa detach` is not part of this build")),
+    cli::main(std::env::args_os(), &Hooks { run, check, detach }).into()
+}
+
+fn run(arguments: &RunArgs, socket: Option<&Path>) -> Result<(), Failure> {
+    let file = &arguments.file.config;
+    let config = load(file, output::errors_in_color())?;
+    let options = daemon::Options {
+        config_file: file.clone(),
+        socket: socket.map(Path::to_path_buf),
+        trace_packets: arguments.trace_packets,
     };
-    cli::main(std::env::args_os(), &hooks).into()
+    daemon::run(&options, config).map_err(|error| Failure::failed(format!("{error:#}")))
+}
+
+fn check(file: &Path, color: bool) -> Result<(), Failure> {
+    output::print(&config::explain(&load(file, color)?))
+}
+
+fn detach() -> Result<(), Failure> {
+    let dir = pins::directory();
+    match daemon::detach(&dir) {
+        Ok(true) => output::print("forwarding is off and the pins are gone\n"),
+        Ok(false) => output::print("nothing was attached\n"),
+        Err(error) => Err(Failure::failed(format!("{error:#}"))),
+    }
+}
+
+fn load(file: &Path, color: bool) -> Result<Config, Failure> {
+    config::load(file).map_err(|error| Failure::new(ExitCode::Configuration, error.render(color)))
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, bail};
+use lb_lab::story;
 
 use crate::build;
 use crate::setup;
@@ -17,6 +18,9 @@ pub struct Options {
     /// Leave the network running at the end, to look around in it
     #[arg(long)]
     keep: bool,
+    /// Remove a network that was left running
+    #[arg(long, conflicts_with_all = ["keep", "json", "config"])]
+    clean: bool,
     /// Also write what was seen to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -30,6 +34,10 @@ pub struct Options {
 
 /// `cargo xtask run`.
 pub fn command(workspace: &Workspace, options: Options) -> Result<bool> {
+    if options.clean {
+        story::clean()?;
+        return Ok(true);
+    }
     if options.config.is_some() || !options.arguments.is_empty() {
         return on_this_host(workspace, options);
     }
@@ -38,8 +46,9 @@ pub fn command(workspace: &Workspace, options: Options) -> Result<bool> {
     }
     setup::lab(workspace, Install::Yes)?;
     let binary = build::everything(workspace, &build::Options::default())?;
-    story::run(story::Options { binary, keep: options.keep, json: options.json })?;
-    Ok(true)
+    let root = workspace.root.clone();
+    let outcome = story::run(&story::Options { binary, keep: options.keep, json: options.json, root })?;
+    Ok(outcome.held())
 }
 
 /// Become `matapa run`; returns only if that fails.
@@ -52,26 +61,4 @@ fn on_this_host(workspace: &Workspace, options: Options) -> Result<bool> {
     }
     let error = command.args(options.arguments).exec();
     bail!("cannot run {}: {error}", binary.display())
-}
-
-/// SEAM: stands in for `lb_lab::story`; remove this module and `use lb_lab::story;` once that exists.
-mod story {
-    use std::path::PathBuf;
-
-    use anyhow::{Result, bail};
-
-    #[derive(Debug)]
-    pub struct Options {
-        pub binary: PathBuf,
-        pub keep: bool,
-        pub json: Option<PathBuf>,
-    }
-
-    pub fn run(options: Options) -> Result<()> {
-        let Options { binary, keep, json } = options;
-        bail!(
-            "the lab is not part of this build: {} is built (keep: {keep}, json: {json:?})",
-            binary.display()
-        )
-    }
 }

@@ -32,7 +32,7 @@ Examples:
 "
 )]
 pub struct Cli {
-    /// The daemon's control socket
+    /// The daemon's control socket [default: /run/matapa/control.sock]; for `run`: instead of the file's `control.socket`
     #[arg(
         long,
         global = true,
@@ -41,10 +41,9 @@ pub struct Cli {
         hide_env_values = true,
         help_heading = GLOBAL,
         display_order = 100,
-        default_value = "/run/matapa/control.sock",
         value_hint = ValueHint::FilePath
     )]
-    pub socket: PathBuf,
+    pub socket: Option<PathBuf>,
     /// Log more; twice for everything
     #[arg(short, long, global = true, action = ArgAction::Count, help_heading = GLOBAL, display_order = 101)]
     pub verbose: u8,
@@ -63,6 +62,9 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// Where a daemon listens whose configuration does not say.
+pub const DEFAULT_SOCKET: &str = "/run/matapa/control.sock";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Color {
@@ -83,7 +85,7 @@ Examples:
   matapa run
   matapa -v run -c ./matapa.toml
 ")]
-    Run(ConfigFile),
+    Run(RunArgs),
     /// Check a configuration file and say what it means
     #[command(after_help = "\
 Reports every error with file, line and column. Nothing is changed and no daemon is needed.
@@ -127,13 +129,13 @@ Examples:
     Reload,
     /// Stop forwarding and remove what is pinned in the kernel
     #[command(after_help = "\
-Stop the daemon first: it would attach again at its next start. Traffic to the services then ends at this \
-machine. With -c only what this file's daemon pinned is removed.
+Stop the daemon first. Traffic to the services then ends at this machine. MATAPA_PIN_DIR names the directory of \
+the pins if it is not /sys/fs/bpf/matapa.
 
 Examples:
   systemctl stop matapa && matapa detach
 ")]
-    Detach(OptionalConfigFile),
+    Detach,
     /// Run all health checks now, and wait for their results
     #[command(after_help = "\
 Examples:
@@ -171,6 +173,15 @@ Examples:
     },
 }
 
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub file: ConfigFile,
+    /// Log every step of every packet's way; slow, for finding out why something does not arrive
+    #[arg(long)]
+    pub trace_packets: bool,
+}
+
 #[derive(Debug, Args)]
 pub struct ConfigFile {
     /// The configuration file
@@ -182,13 +193,6 @@ pub struct ConfigFile {
         value_hint = ValueHint::FilePath
     )]
     pub config: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub struct OptionalConfigFile {
-    /// The configuration file of the daemon to clean up after
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -21,18 +21,18 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 
 use crate::api::client::Client;
-use crate::cli::args::{Cli, Command};
+use crate::cli::args::{Cli, Command, DEFAULT_SOCKET, RunArgs};
 pub use crate::cli::exit::{ExitCode, Failure};
 
 /// The commands that do their work in this process, without a daemon to ask.
 #[derive(Clone, Copy, Debug)]
 pub struct Hooks {
-    /// `matapa run`: the daemon, with this configuration file. Logging has been started.
-    pub run: fn(&Path) -> Result<(), Failure>,
+    /// `matapa run`: the daemon. Logging has been started.
+    pub run: fn(&RunArgs, Option<&Path>) -> Result<(), Failure>,
     /// `matapa check`: judges this configuration file; the flag says whether standard error shows colours.
     pub check: fn(&Path, bool) -> Result<(), Failure>,
-    /// `matapa detach`: removes the pins, of this configuration file's daemon if one is given.
-    pub detach: fn(Option<&Path>) -> Result<(), Failure>,
+    /// `matapa detach`: removes the pins.
+    pub detach: fn() -> Result<(), Failure>,
 }
 
 /// Runs the command in `arguments`, the program's name first, and says how to exit.
@@ -73,11 +73,12 @@ fn usage(error: &clap::Error) -> ExitCode {
 }
 
 fn dispatch(cli: Cli, hooks: &Hooks) -> Result<(), Failure> {
-    let client = Client::new(cli.socket);
+    let given = cli.socket;
+    let client = Client::new(given.clone().unwrap_or_else(|| DEFAULT_SOCKET.into()));
     match cli.command {
-        Command::Run(file) => (hooks.run)(&file.config),
+        Command::Run(arguments) => (hooks.run)(&arguments, given.as_deref()),
         Command::Check(file) => (hooks.check)(&file.config, output::errors_in_color()),
-        Command::Detach(file) => (hooks.detach)(file.config.as_deref()),
+        Command::Detach => (hooks.detach)(),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { directory } => generate::man(&directory),
         Command::Show(arguments) => block_on(show::show(&client, arguments)),

@@ -110,6 +110,10 @@ impl<M: Maps> Dataplane<M> {
         &self.maps
     }
 
+    pub fn maps_mut(&mut self) -> &mut M {
+        &mut self.maps
+    }
+
     /// What the maps hold now.
     pub fn image(&self) -> &Image {
         &self.image

@@ -1,0 +1,189 @@
+//! What the API shows, put together from the state, the image and the maps.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use lb_common::abi::BackendStats;
+
+use super::state::State;
+use crate::api::types::{
+    BackendStatus, FlowStatus, Flows, InterfaceStatus, ServiceState, ServiceStatus, Status,
+};
+use crate::config::{Backend, Config, Service};
+use crate::dataplane::desired::Verdicts as _;
+use crate::dataplane::flows::{Clock, Flow, Swept};
+use crate::dataplane::image::{Id, Image, address_from};
+use crate::dataplane::kernel::Kernel;
+use crate::dataplane::kernel::attach::Attached;
+use crate::dataplane::{Dataplane, Maps as _};
+use crate::health::Health;
+
+/// What a status is put together from.
+#[derive(Debug)]
+pub struct Sources<'a> {
+    pub config: &'a Config,
+    pub config_file: &'a str,
+    pub state: &'a State,
+    pub dataplane: &'a Dataplane<Kernel>,
+    pub attached: &'a [Attached],
+    pub swept: &'a Swept,
+    pub started: Instant,
+}
+
+/// `GET /v1/status`
+pub fn status(sources: &Sources<'_>) -> Status {
+    let Sources { config, config_file, attached, started, .. } = sources;
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_seconds: started.elapsed().as_secs(),
+        config_file: (*config_file).to_owned(),
+        interfaces: attached
+            .iter()
+            .map(|a| InterfaceStatus { name: a.name.clone(), index: a.index, mode: a.mode().to_owned() })
+            .collect(),
+        services: (1..).zip(&config.services).map(|(id, s)| service_status(sources, id, s)).collect(),
+    }
+}
+
+/// Whether a service takes new connections.
+pub fn service_state(image: &Image, service: &Service) -> ServiceState {
+    let active = service
+        .listen
+        .iter()
+        .filter_map(|listen| image.listeners.get(&image.listener_at(listen)?))
+        .any(|listener| !listener.table.members.is_empty());
+    if active { ServiceState::Active } else { ServiceState::Down }
+}
+
+fn service_status(sources: &Sources<'_>, id: u32, service: &Service) -> ServiceStatus {
+    let pool = &sources.config.pools[service.pool];
+    let backends: Vec<BackendStatus> =
+        pool.backends.iter().map(|backend| backend_status(sources, service, backend)).collect();
+    ServiceStatus {
+        id,
+        name: service.name.clone(),
+        state: service_state(sources.dataplane.image(), service),
+        listen: service.listen.iter().map(ToString::to_string).collect(),
+        pool: pool.name.clone(),
+        forward: service.forward.to_string(),
+        scheduler: service.scheduler.to_string(),
+        flows: backends.iter().map(|b| b.flows).sum(),
+        packets: backends.iter().map(|b| b.packets).sum(),
+        bytes: backends.iter().map(|b| b.bytes).sum(),
+        backends,
+    }
+}
+
+/// A backend of a service stands in the maps once for each of the service's listeners; here they are one.
+fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -> BackendStatus {
+    let Sources { config, state, dataplane, swept, .. } = sources;
+    let ids = numbers(dataplane.image(), service, backend);
+    let stats = ids.iter().map(|id| dataplane.maps().stats(*id).unwrap_or_default()).fold(
+        BackendStats::default(),
+        |sum, s| BackendStats {
+            to_packets: sum.to_packets + s.to_packets,
+            to_bytes: sum.to_bytes + s.to_bytes,
+            from_packets: sum.from_packets + s.from_packets,
+            from_bytes: sum.from_bytes + s.from_bytes,
+        },
+    );
+    let checked: Vec<_> =
+        service.listen.iter().filter_map(|listen| state.checked(config, service, listen, backend)).collect();
+    let listens = || service.listen.iter().filter(|l| l.address.is_ipv4() == backend.address.is_ipv4());
+    // The worst of the ports that traffic goes to.
+    let healths: Vec<Health> = listens().map(|l| state.health(config, service, l, backend)).collect();
+    let health = [Health::Down, Health::Unknown]
+        .into_iter()
+        .find(|bad| healths.contains(bad))
+        .unwrap_or(if healths.is_empty() { Health::Unknown } else { Health::Up });
+    let checks = checked.iter().map(|c| c.checks).sum();
+    let checks_up = checked.iter().map(|c| c.checks_up).sum();
+    BackendStatus {
+        id: ids.first().copied().unwrap_or(0),
+        name: backend.name.clone(),
+        address: backend.address,
+        port: backend.port,
+        weight: backend.weight,
+        health,
+        admin: state.admin(service, backend),
+        availability_percent: (checks > 0).then(|| checks_up as f64 * 100.0 / checks as f64),
+        checks,
+        checks_up,
+        last_error: checked.iter().find_map(|c| c.last_error.clone()),
+        last_check_millis: checked
+            .iter()
+            .filter_map(|c| c.last_latency)
+            .max()
+            .map(|l| u64::try_from(l.as_millis()).unwrap_or(u64::MAX)),
+        flows: ids.iter().filter_map(|id| swept.live.get(id)).sum(),
+        packets: stats.to_packets + stats.from_packets,
+        bytes: stats.to_bytes + stats.from_bytes,
+    }
+}
+
+/// The numbers that a backend of a service has in the maps.
+pub fn numbers(image: &Image, service: &Service, backend: &Backend) -> Vec<Id> {
+    service
+        .listen
+        .iter()
+        .filter_map(|listen| {
+            let port = backend.port.unwrap_or(listen.port);
+            let mut found = image.backends_of(image.listener_at(listen)?);
+            found
+                .find(|(_, b)| (b.server.address, b.server.port) == (backend.address, port))
+                .map(|(id, _)| id)
+        })
+        .collect()
+}
+
+/// `GET /v1/flows`
+pub fn flows(dataplane: &Dataplane<Kernel>, clock: Clock, limit: usize, service: Option<&str>) -> Flows {
+    let image = dataplane.image();
+    let key = dataplane.maps().hash_key();
+    let table = dataplane.maps().flows();
+    let of_service = |id: Id| {
+        let listener = image.backends.get(&id).and_then(|b| image.listeners.get(&b.server.listener));
+        service.is_none_or(|wanted| listener.is_some_and(|l| l.service == wanted))
+    };
+    let mut total = 0;
+    let mut shown = Vec::new();
+    for flow in table.list(image, &key, |word| of_service(word.backend())) {
+        total += 1;
+        if shown.len() < limit {
+            shown.extend(flow_status(image, clock, &flow));
+        }
+    }
+    Flows { total, capacity: table.capacity(), flows: shown }
+}
+
+fn flow_status(image: &Image, clock: Clock, flow: &Flow) -> Option<FlowStatus> {
+    let backend = image.backends.get(&flow.backend)?;
+    let listener = image.listeners.get(&backend.server.listener)?;
+    Some(FlowStatus {
+        service: listener.service.clone(),
+        backend: backend.name.clone(),
+        protocol: listener.listen.protocol.to_string(),
+        client: SocketAddr::new(address_from(flow.tuple.client), flow.tuple.client_port.get()),
+        vip: SocketAddr::new(listener.listen.address, flow.tuple.vip_port.get()),
+        server: SocketAddr::new(backend.server.address, backend.server.port),
+        state: flow.state.name().to_owned(),
+        idle_seconds: clock.age(flow.time) as u64,
+    })
+}
+
+/// `no backend NAME; ...`, naming those that exist.
+pub fn no_such_backend(config: &Config, name: &str, service: Option<&str>) -> String {
+    let services = config.services.iter().filter(|s| service.is_none_or(|wanted| wanted == s.name));
+    let mut names: Vec<String> = services
+        .flat_map(|s| config.pools[s.pool].backends.iter().map(move |b| format!("{}/{}", s.name, b.name)))
+        .collect();
+    names.dedup();
+    match service {
+        Some(wanted) if !config.services.iter().any(|s| s.name == wanted) => {
+            let services: Vec<_> = config.services.iter().map(|s| s.name.as_str()).collect();
+            format!("there is no service {wanted}; there is {}", services.join(", "))
+        }
+        _ => format!("there is no backend {name}; there is {}", names.join(", ")),
+    }
+}

@@ -1,0 +1,205 @@
+//! Starting in an order in which a failure leaves nothing behind, and stopping so that forwarding goes on.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use log::{info, warn};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{broadcast, mpsc};
+
+use super::host;
+use crate::api::{metrics, server, socket};
+use crate::config::Config;
+use crate::control::request::ControlHandle;
+use crate::control::state::State;
+use crate::control::task::{Control, Signal};
+use crate::dataplane::flows::Swept;
+use crate::dataplane::kernel::Logger;
+use crate::dataplane::kernel::attach;
+use crate::dataplane::kernel::load::{self, Geometry, Loaded};
+use crate::dataplane::kernel::pins::{self, Pins};
+use crate::dataplane::{Capacity, Dataplane};
+use crate::health;
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub config_file: PathBuf,
+    /// Instead of the configuration's `control.socket`.
+    pub socket: Option<PathBuf>,
+    /// Log the way of every packet.
+    pub trace_packets: bool,
+}
+
+/// Flows that new maps have room for: 56 MiB.
+const FLOW_LINES: u32 = 1 << 17;
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start; nothing is left attached then that was not before.
+pub fn run(options: &Options, config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(options, config))
+}
+
+async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let socket = socket::claim(options.socket.as_ref().unwrap_or(&config.control.socket))?;
+    let metrics_listener = match config.control.metrics {
+        Some(address) => Some(metrics::bind(address).await?),
+        None => None,
+    };
+    let interfaces = attach::resolve(&config.interfaces)?;
+    let pins = Pins::open(&pins::directory())?;
+    let Loaded { mut kernel, image, adopted } =
+        match load::load(&pins, geometry(&config), options.trace_packets) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                if pins.links().is_ok_and(|links| links.is_empty()) {
+                    give_up(pins);
+                }
+                return Err(error);
+            }
+        };
+    let logger = kernel.take_logger();
+    if adopted {
+        kernel.remove_dangling(&image);
+    }
+    let (reports_to, reports) = mpsc::channel(1024);
+    let (events, _) = broadcast::channel(1024);
+    let mut control = Control {
+        state: State::restore(&config, &image),
+        dataplane: Dataplane::over(kernel, image),
+        config,
+        config_file: options.config_file.clone(),
+        pins,
+        attached: Vec::new(),
+        runner: health::spawn(reports_to),
+        events: events.clone(),
+        swept: Swept::default(),
+        started,
+        event_number: 0,
+        behind: false,
+    };
+    if let Err(error) = control.begin(adopted, &interfaces) {
+        if !adopted {
+            give_up(control.pins);
+        }
+        return Err(error);
+    }
+    host::prepare(&control.config);
+    for attached in &control.attached {
+        info!("{} ({}) carries the program in {} mode", attached.name, attached.index, attached.mode());
+    }
+
+    let (requests_to, requests) = mpsc::channel(64);
+    let handle = ControlHandle::new(requests_to, events);
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let until = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
+        // An error means that the sender is gone, which is a stop too.
+        let _ = stopped.wait_for(|stop| *stop).await;
+    };
+    let api = tokio::spawn(server::serve(socket, handle.clone(), until(stopped.clone())));
+    let metrics = metrics_listener
+        .map(|listener| tokio::spawn(metrics::serve(listener, handle.clone(), until(stopped.clone()))));
+    if let Some(logger) = logger {
+        tokio::spawn(trace(logger));
+    }
+    let signals = signals()?;
+    info!("ready, {} ms after start", started.elapsed().as_millis());
+    control.run(requests, reports, signals).await;
+
+    stop.send_replace(true);
+    report_end("API", api.await);
+    if let Some(metrics) = metrics {
+        report_end("metrics", metrics.await);
+    }
+    info!("stopped; forwarding goes on as it is until `matapa detach`");
+    Ok(())
+}
+
+/// Removes what a start that failed has pinned.
+fn give_up(pins: Pins) {
+    if let Err(error) = pins.remove_all() {
+        warn!("could not remove all pins of the start that failed: {error}");
+    }
+}
+
+/// Room for the configuration to grow to twice its size, and for small ones to grow a lot.
+fn geometry(config: &Config) -> Geometry {
+    let listeners: usize = config.services.iter().map(|s| s.listen.len()).sum();
+    let backends: usize =
+        config.services.iter().map(|s| s.listen.len() * config.pools[s.pool].backends.len()).sum();
+    let room = |wanted: usize, least: u32| {
+        u32::try_from(wanted * 2)
+            .unwrap_or(u32::MAX)
+            .clamp(least, lb_common::abi::MAX_BACKENDS)
+            .next_power_of_two()
+    };
+    Geometry {
+        capacity: Capacity {
+            listeners: room(listeners, 1024),
+            backends: room(backends, 4096),
+            // 64 listeners with two tables of the largest size each; more listeners get smaller tables.
+            table_slots: 1 << 22,
+        },
+        flow_lines: FLOW_LINES,
+    }
+}
+
+fn signals() -> anyhow::Result<mpsc::Receiver<Signal>> {
+    let (to, from) = mpsc::channel(8);
+    let kinds = [
+        (SignalKind::hangup(), Signal::Reload),
+        (SignalKind::terminate(), Signal::Stop),
+        (SignalKind::interrupt(), Signal::Stop),
+    ];
+    for (kind, meaning) in kinds {
+        let mut stream = signal(kind).context("cannot receive signals")?;
+        let to = to.clone();
+        tokio::spawn(async move { while stream.recv().await.is_some() && to.send(meaning).await.is_ok() {} });
+    }
+    Ok(from)
+}
+
+/// Prints what the program tells of packets.
+async fn trace(logger: Logger) {
+    // SAFETY: the logger owns its descriptor and closes it when it is dropped, after its registration.
+    let mut logger = match unsafe { tokio::io::unix::AsyncFd::register(logger) } {
+        Ok(logger) => logger,
+        Err(error) => return warn!("the trace of packets cannot be read: {error}"),
+    };
+    while let Ok(mut ready) = logger.readable_mut().await {
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
+    }
+}
+
+fn report_end(what: &str, end: Result<std::io::Result<()>, tokio::task::JoinError>) {
+    match end {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!("the {what} ended with an error: {error}"),
+        Err(error) => warn!("the {what} ended abruptly: {error}"),
+    }
+}
+
+/// Takes the program off all interfaces and removes the maps. Says whether there was anything to remove.
+///
+/// # Errors
+/// While a daemon runs, or when a pin cannot be removed.
+pub fn detach(dir: &Path) -> anyhow::Result<bool> {
+    let Some(pins) =
+        Pins::open_existing(dir).context("a running daemon must be stopped before `matapa detach`")?
+    else {
+        return Ok(false);
+    };
+    pins.remove_all()
+        .with_context(|| format!("cannot remove all pins in {}; run this as root", dir.display()))?;
+    Ok(true)
+}
