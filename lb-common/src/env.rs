@@ -121,6 +121,10 @@ pub trait Env {
     fn route4(&self, ip: &Ipv4, protocol: Protocol) -> Route;
     fn route6(&self, ip: &Ipv6, protocol: Protocol) -> Route;
 
+    /// A number that grows by one at each call for the same listener on the same CPU.
+    fn turn(&self, listener: u32) -> u32;
+    fn random(&self) -> u32;
+
     fn count(&self, reason: Reason);
     fn count_to_backend(&self, id: u32, bytes: u32);
     fn count_from_backend(&self, id: u32, bytes: u32);

@@ -2,8 +2,8 @@
 
 use super::transport::{Ports, Transport};
 use super::{Parsed, select, write};
-use crate::abi::FlowTuple;
 use crate::abi::net::{Be16, Family, Protocol};
+use crate::abi::{FlowTuple, SchedulerCode};
 use crate::env::{Env, Reach, Step};
 use crate::packet::Packet;
 use crate::packet::eth::{self, Macs};
@@ -43,7 +43,13 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
         ports.destination,
         parsed.protocol,
     );
-    let choice = select::choose(env, listener_id, listener, hash, transport.flags)?;
+    let source = if listener.scheduler == SchedulerCode::SOURCE_HASH {
+        let client = parsed.ip.source();
+        I::flow_hash(env.hash_key(), client, client, Be16::new(0), Be16::new(0), Protocol::Tcp)
+    } else {
+        hash
+    };
+    let choice = select::choose(env, listener_id, listener, hash, source, transport.flags)?;
     parsed.tuple = FlowTuple {
         client: I::to_mapped(parsed.ip.source()),
         client_port: ports.source,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_common::maglev;
 
 use super::Capacity;
-use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table};
+use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table, TableKind};
 use crate::api::types::AdminState;
 use crate::config::{Backend, Config, Listen, OnDown, Protocol, Service};
 use crate::health::Health;
@@ -95,7 +95,8 @@ pub fn desired(
                 listen: *listen,
                 session_timeout: u32::try_from(service.session_timeout.as_secs()).unwrap_or(u32::MAX),
                 second_chance: service.second_chance && listen.protocol == Protocol::Tcp,
-                table: Table { size, members },
+                scheduler: service.scheduler,
+                table: Table { kind: TableKind::of(service.scheduler), size, members },
             };
             image.listeners.insert(id, entry);
         }

@@ -36,6 +36,7 @@ pub struct Memory {
     tuples: Vec<AtomicU64>,
     counters: RefCell<BTreeMap<Reason, u64>>,
     stats: RefCell<BTreeMap<Id, BackendStats>>,
+    turns: RefCell<BTreeMap<Id, u32>>,
     routes: Routes,
     /// The flow table's clock.
     pub now: u16,
@@ -65,6 +66,7 @@ impl Memory {
             tuples: zeros(flow_lines * WAYS * size_of::<FlowTuple>() / 8),
             counters: RefCell::default(),
             stats: RefCell::default(),
+            turns: RefCell::default(),
             routes,
             now: 0,
             ingress: 1,
@@ -231,6 +233,17 @@ impl<'m> Env for &'m Memory {
 
     fn route6(&self, ip: &Ipv6, _protocol: Wire) -> Route {
         (self.routes)(ip.destination.into(), ip.payload_len.get().saturating_add(40))
+    }
+
+    fn turn(&self, listener: u32) -> u32 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(listener).or_default();
+        *turn += 1;
+        *turn
+    }
+
+    fn random(&self) -> u32 {
+        rand::random()
     }
 
     fn count(&self, reason: Reason) {
