@@ -25,6 +25,8 @@ pub enum Op {
 
 /// The steps that turn `actual` into `desired`. None when they are equal.
 ///
+/// A number that is in both stands for the same listener or server in both, as [`super::desired`] sees to.
+///
 /// What is added is complete before anything points to it: backends, then tables, then VIPs. What is removed is
 /// unreachable before it goes, in the reverse order. A backend that comes up is marked so before tables hand flows to
 /// it, one that goes down only after they have stopped, so that no flow is reset that was just begun.

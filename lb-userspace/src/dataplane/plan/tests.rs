@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use lb_common::abi::BackendFlags;
 use proptest::prelude::*;
 
-use super::super::worlds::{World, world};
+use super::super::worlds::{World, listens, world};
 use super::*;
-use crate::dataplane::image::ListenerEntry;
-use lb_common::abi::BackendFlags;
+use crate::api::types::AdminState;
+use crate::health::Health;
 
 /// What packets can see: where endpoints lead, and the records behind them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -76,6 +77,10 @@ fn without_holes(seen: &Seen, a: &Seen, b: &Seen) -> Result<(), TestCaseError> {
         prop_assert!(members(seen).is_some(), "{} was out of reach for a moment", listen);
         let always = members(a) > Some(0) && members(b) > Some(0);
         prop_assert!(!always || members(seen) > Some(0), "{} was without backends for a moment", listen);
+    }
+    for listen in seen.vips.keys().filter(|listen| !a.vips.contains_key(*listen)) {
+        let table = |seen: &Seen| seen.listener(listen).map(|l| l.table.clone());
+        prop_assert_eq!(table(seen), table(b), "a new VIP is seen before its table is complete");
     }
     let both = a.origins.keys().filter(|origin| b.origins.contains_key(*origin));
     for origin in both {
@@ -158,4 +163,32 @@ proptest! {
             prop_assert_eq!(writes, usize::from(a.backends.get(id) != Some(new)));
         }
     }
+}
+
+#[test]
+fn a_vip_that_moves_to_another_listener_is_overwritten() {
+    let listen = listens().next().expect("one");
+    let image = |listener: Id, backend: Id| {
+        let server = Server { listener, address: [198, 51, 100, 11].into(), port: 25 };
+        let entry = BackendEntry {
+            name: "mx1".to_owned(),
+            server,
+            weight: 1,
+            health: Health::Up,
+            admin: AdminState::Enabled,
+            reset_when_down: true,
+        };
+        let table = Table { size: 131, members: [(backend, 1)].into() };
+        let listener_entry =
+            ListenerEntry { service: "mail".to_owned(), listen, session_timeout: 600, table };
+        Image { listeners: [(listener, listener_entry)].into(), backends: [(backend, entry)].into() }
+    };
+    let (a, b) = (image(1, 1), image(2, 2));
+    let (start, end) = (Seen::of(&a), Seen::of(&b));
+    let mut seen = start.clone();
+    for step in plan(&a, &b) {
+        seen.take(&step);
+        without_holes(&seen, &start, &end).expect("no hole");
+    }
+    assert_eq!(seen, end);
 }
