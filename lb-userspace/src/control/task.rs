@@ -177,7 +177,8 @@ impl Control {
         }
     }
 
-    /// Makes the maps what configuration and state say. Says how many steps it took; what fails is tried again at the next tick.
+    /// Makes the maps what configuration and state say. Says how many steps it took; what fails is tried again at the
+    /// next tick.
     fn converge(&mut self) -> usize {
         match self.try_converge(&self.config.clone()) {
             Ok(steps) => {
@@ -218,7 +219,8 @@ impl Control {
         self.dataplane.maps_mut().clock()
     }
 
-    /// Ends the connections of backends that are down, as far as their pools want that. Repeated at each tick for those that are left.
+    /// Ends the connections of backends that are down, as far as their pools want that. Repeated at each tick for those
+    /// that are left.
     fn reset_connections(&mut self) {
         let image = self.dataplane.image();
         let down = BackendFlags::DOWN.with(BackendFlags::RESET);
@@ -380,7 +382,8 @@ impl Control {
         let refuse = |text: String| Refusal::Invalid(format!("{text}; nothing was changed"));
         if new.control != self.config.control {
             return Err(refuse(
-                "control.socket and control.metrics cannot change while the daemon runs: restart it, forwarding goes on meanwhile"
+                "control.socket and control.metrics cannot change while the daemon runs: restart it, \
+                 forwarding goes on meanwhile"
                     .to_owned(),
             ));
         }
@@ -410,8 +413,8 @@ impl Control {
         Ok(ReloadOutcome { operations: steps as u64 })
     }
 
-    /// Brings the maps up to the configuration for the first time, and then puts the program over them: no packet sees a
-    /// half-filled table.
+    /// Brings the maps up to the configuration for the first time, and then puts the program over them: no packet sees
+    /// a half-filled table.
     ///
     /// # Errors
     /// When a map or an interface refuses: then the daemon does not start.

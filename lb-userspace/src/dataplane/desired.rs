@@ -13,7 +13,8 @@ use crate::health::Health;
 /// Why a configuration does not fit into the maps as they are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{wanted} {what} are configured, but the maps in use were made for {capacity}; run `matapa detach` and start the daemon again to make them larger (this interrupts forwarding)"
+    "{wanted} {what} are configured, but the maps in use were made for {capacity}; run `matapa detach` and start the \
+     daemon again to make them larger (this interrupts forwarding)"
 )]
 pub struct TooMany {
     what: &'static str,
@@ -108,11 +109,11 @@ pub fn desired(
 fn table_size(listeners: usize, capacity: Capacity) -> u32 {
     let share = capacity.table_slots as usize / (2 * listeners.max(1) + 1);
     let smallest = maglev::SIZES[maglev::SIZES.len() - 1];
-    maglev::SIZES.into_iter().find(|size| *size as usize + 1 <= share).unwrap_or(smallest)
+    maglev::SIZES.into_iter().find(|size| (*size as usize) < share).unwrap_or(smallest)
 }
 
-/// Numbers that the previous image does not use: one that is given up is reused by a later image at the earliest, when nothing
-/// refers to it any more.
+/// Numbers that the previous image does not use: one that is given up is reused by a later image at the earliest, when
+/// nothing refers to it any more.
 struct Numbers {
     used: Vec<Id>,
     next: Id,
@@ -133,3 +134,6 @@ impl Numbers {
         (id < self.capacity).then_some(id)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,8 @@ pub mod memory;
 pub mod object;
 pub mod plan;
 pub mod regions;
+#[cfg(test)]
+mod worlds;
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -29,7 +31,8 @@ use regions::Regions;
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     #[error(
-        "no room for {0} more slots in the TABLES map, which was made for fewer backends or services; run `matapa detach` and start the daemon again to make it larger (this interrupts forwarding)"
+        "no room for {0} more slots in the TABLES map, which was made for fewer backends or services; \
+         run `matapa detach` and start the daemon again to make it larger (this interrupts forwarding)"
     )]
     NoRoomForTable(u32),
     #[error("writing to the {map} map failed")]
@@ -94,7 +97,8 @@ pub struct Dataplane<M> {
 }
 
 impl<M: Maps> Dataplane<M> {
-    /// Over maps that hold `image`, or nothing. A table whose place contradicts another's is forgotten, to be built anew.
+    /// Over maps that hold `image`, or nothing. A table whose place contradicts another's is forgotten, to be built
+    /// anew.
     pub fn over(maps: M, mut image: Image) -> Self {
         let mut regions = Regions::new(maps.capacity().table_slots);
         for (id, listener) in &mut image.listeners {
@@ -190,3 +194,6 @@ impl<M: Maps> Dataplane<M> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

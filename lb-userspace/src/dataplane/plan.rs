@@ -27,13 +27,12 @@ pub enum Op {
 
 /// The steps that turn `actual` into `desired`. None when they are equal.
 ///
+/// A number that is in both stands for the same listener or server in both, as [`super::desired`] sees to.
+///
 /// What is added is complete before anything points to it: backends, then tables, then VIPs. What is removed is
-/// unreachable before it goes, in the reverse order. A backend that comes up is marked so before tables hand flows to it, one that
-/// goes down only after they have stopped, so that no flow is reset that was just begun.
+/// unreachable before it goes, in the reverse order. A backend that comes up is marked so before tables hand flows to
+/// it, one that goes down only after they have stopped, so that no flow is reset that was just begun.
 pub fn plan(actual: &Image, desired: &Image) -> Vec<Op> {
-    let protocol = |image: &Image, backend: &BackendEntry| {
-        image.listeners.get(&backend.server.listener).map_or(Protocol::Tcp, |l| l.listen.protocol)
-    };
     let mut before = Vec::new();
     let mut listeners = Vec::new();
     let mut tables = Vec::new();
@@ -51,7 +50,7 @@ pub fn plan(actual: &Image, desired: &Image) -> Vec<Op> {
             }
             _ => {
                 before.push(Op::PutBackend(id, new.clone()));
-                before.push(Op::PutOrigin(new.server, protocol(desired, new), id));
+                before.push(Op::PutOrigin(new.server, protocol_of(desired, new), id));
             }
         }
     }
@@ -90,7 +89,7 @@ pub fn plan(actual: &Image, desired: &Image) -> Vec<Op> {
     for (&id, old) in &actual.backends {
         let gone = desired.backends.get(&id).is_none_or(|new| new.server != old.server);
         if gone {
-            let protocol = protocol(actual, old);
+            let protocol = protocol_of(actual, old);
             let elsewhere = desired.backends.values().any(|new| {
                 (new.server.address, new.server.port) == (old.server.address, old.server.port)
                     && protocol_of(desired, new) == protocol
@@ -136,3 +135,6 @@ pub fn advance(image: &mut Image, op: &Op) {
         Op::PutOrigin(..) | Op::PutVip(..) | Op::RemoveVip(_) | Op::RemoveOrigin(..) => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -176,8 +176,8 @@ fn existing(pins: &Pins) -> anyhow::Result<Option<(Geometry, HashKey)>> {
     }
     let other = || {
         format!(
-            "the pinned maps have layout {version} and this binary has {ABI_VERSION}; run `matapa detach` with the other version or \
-             this one, then start again (this interrupts forwarding)"
+            "the pinned maps have layout {version} and this binary has {ABI_VERSION}; run `matapa detach` with the \
+             other version or this one, then start again (this interrupts forwarding)"
         )
     };
     if version != ABI_VERSION || present < map::ALL.len() {

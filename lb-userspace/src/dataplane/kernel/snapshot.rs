@@ -95,8 +95,8 @@ fn backend(kernel: &Kernel, id: Id, record: &Backend, server: Server) -> Backend
     }
 }
 
-/// A table's members are the backends in its slots. When the slots are not what these members give, the daemon died between two
-/// steps: such a table gets a member that no configuration has, so that it is built anew.
+/// A table's members are the backends in its slots. When the slots are not what these members give, the daemon died
+/// between two steps: such a table gets a member that no configuration has, so that it is built anew.
 fn read_tables(kernel: &Kernel, image: &mut Image) {
     let mut tables = Vec::new();
     for (&id, listener) in &image.listeners {
