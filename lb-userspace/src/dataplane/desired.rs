@@ -106,7 +106,7 @@ pub fn desired(
 fn table_size(listeners: usize, capacity: Capacity) -> u32 {
     let share = capacity.table_slots as usize / (2 * listeners.max(1) + 1);
     let smallest = maglev::SIZES[maglev::SIZES.len() - 1];
-    maglev::SIZES.into_iter().find(|size| *size as usize + 1 <= share).unwrap_or(smallest)
+    maglev::SIZES.into_iter().find(|size| (*size as usize) < share).unwrap_or(smallest)
 }
 
 /// Numbers that the previous image does not use: one that is given up is reused by a later image at the earliest, when nothing
