@@ -6,7 +6,7 @@ use lb_userspace::cli::{self, ExitCode, Failure, Hooks};
 
 fn call(arguments: &str) -> ExitCode {
     let hooks = Hooks {
-        run: |path| match path.to_str() {
+        run: |arguments, _| match arguments.file.config.to_str() {
             Some("/etc/matapa/matapa.toml") => Ok(()),
             _ => Err(Failure::failed("another file")),
         },
@@ -14,7 +14,7 @@ fn call(arguments: &str) -> ExitCode {
             Some("good.toml") => Ok(()),
             _ => Err(Failure::new(ExitCode::Configuration, "bad.toml:1:1: unknown key `lisen`")),
         },
-        detach: |path| if path.is_none() { Ok(()) } else { Err(Failure::failed("not attached")) },
+        detach: || Err(Failure::failed("another daemon runs")),
     };
     cli::main(std::iter::once("matapa").chain(arguments.split_whitespace()).map(OsString::from), &hooks)
 }
@@ -25,7 +25,7 @@ fn each_hook_decides_the_exit_code() {
     assert_eq!(call("run -c elsewhere.toml"), ExitCode::Failed);
     assert_eq!(call("check --config good.toml"), ExitCode::Done);
     assert_eq!(call("check --config bad.toml"), ExitCode::Configuration);
-    assert_eq!(call("detach"), ExitCode::Done);
-    assert_eq!(call("detach -c good.toml"), ExitCode::Failed);
+    assert_eq!(call("detach"), ExitCode::Failed);
+    assert_eq!(call("detach -c good.toml"), ExitCode::Usage);
     assert_eq!(call("check --confog bad.toml"), ExitCode::Usage);
 }
