@@ -13,18 +13,38 @@ impl TableRef {
     /// No table: every new flow is dropped and counted.
     pub const EMPTY: Self = Self(0);
 
-    pub const fn new(offset: u32, size: u32) -> Self {
-        Self((offset as u64) << 32 | size as u64)
+    /// `offset` below 2^28, `size` below 2^20.
+    pub const fn new(offset: u32, size: u32, members: u16) -> Self {
+        Self((offset as u64) << 36 | (size as u64) << 16 | members as u64)
     }
 
     /// Index of the first slot.
     pub const fn offset(self) -> u32 {
-        (self.0 >> 32) as u32
+        (self.0 >> 36) as u32
     }
 
     /// Number of slots.
     pub const fn size(self) -> u32 {
-        self.0 as u32
+        (self.0 >> 16) as u32 & 0xf_ffff
+    }
+
+    /// How many backends share the slots.
+    pub const fn members(self) -> u32 {
+        self.0 as u32 & 0xffff
+    }
+}
+
+/// How a listener treats its flows.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ListenerFlags(pub u32);
+
+impl ListenerFlags {
+    /// An opening connection whose backend does not answer is offered to another one.
+    pub const SECOND_CHANCE: Self = Self(1);
+
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
     }
 }
 
@@ -42,7 +62,8 @@ pub struct Listener {
     pub family: u8,
     /// Seconds after which an idle established flow is forgotten. Read by the daemon's sweep only.
     pub session_timeout: u32,
-    pub reserved: [u8; 32],
+    pub flags: ListenerFlags,
+    pub reserved: [u32; 7],
 }
 
 impl Listener {

@@ -1,7 +1,7 @@
 //! Which backend gets a client's packet: the one its flow has, else the scheduler's choice.
 
 use crate::abi::flow::{FlowState, FlowTuple, FlowWord, WAYS};
-use crate::abi::{Backend, BackendFlags, Listener};
+use crate::abi::{Backend, BackendFlags, Listener, ListenerFlags, TableRef};
 use crate::env::{Env, Line, Step};
 use crate::flow;
 use crate::hash::FlowHash;
@@ -62,6 +62,26 @@ pub(super) fn choose<'e, E: Env>(
             // Otherwise its backend was removed, or it begins anew with the same ports: a new flow in the old one's place.
             way = found;
             let state = continued(old.state(), flags, backend.flags);
+            if valid && state == FlowState::Opening && may_move(listener, flags) {
+                // A repeated SYN: the backend is silent, or its refusal was held back.
+                let (table, slot) = slot(listener, hash)?;
+                let from = old.backend();
+                let id = env.next_candidate(table, slot, from);
+                env.trace(Step::Moved, from, id);
+                let next = usable(env, listener_id, id)?;
+                let new = if id == from { old.at(state, now) } else { old.moved(id, now) };
+                return Ok(Choice {
+                    id,
+                    backend: next,
+                    reset: false,
+                    line,
+                    line_index,
+                    way,
+                    old,
+                    new,
+                    begins: false,
+                });
+            }
             if valid && state != FlowState::Free {
                 let reset =
                     flags.is_some() && backend.flags.has(BackendFlags::DOWN.with(BackendFlags::RESET));
@@ -75,11 +95,10 @@ pub(super) fn choose<'e, E: Env>(
         env.trace(Step::NoFlow, 0, 0);
     }
 
-    let id = pick(env, listener, hash)?;
-    let backend = env.backend(id).ok_or(Reason::StaleRecord.drop())?;
-    if id == 0 || !backend.flags.has(BackendFlags::VALID) || backend.listener != listener_id {
-        return Err(Reason::StaleRecord.drop());
-    }
+    let (table, slot) = slot(listener, hash)?;
+    let id = env.table_slot(table.offset().wrapping_add(slot)).ok_or(Reason::StaleRecord.drop())?;
+    env.trace(Step::Picked, slot, id);
+    let backend = usable(env, listener_id, id)?;
     let state = first(flags);
     if state == FlowState::Free {
         way = NO_WAY;
@@ -117,23 +136,40 @@ fn first(flags: Option<TcpFlags>) -> FlowState {
     }
 }
 
-/// Asks the listener's Maglev table.
+/// Whether an opening flow with this segment is to be offered to another backend.
 #[inline(always)]
-fn pick<E: Env>(env: &E, listener: &Listener, hash: FlowHash) -> Result<u32, Verdict> {
+fn may_move(listener: &Listener, flags: Option<TcpFlags>) -> bool {
+    let opens = match flags {
+        Some(flags) => flags.opens(),
+        None => false,
+    };
+    opens && listener.flags.has(ListenerFlags::SECOND_CHANCE)
+}
+
+/// The listener's Maglev table and the flow's slot in it.
+#[inline(always)]
+fn slot(listener: &Listener, hash: FlowHash) -> Result<(TableRef, u32), Verdict> {
     let table = listener.current_table();
     if table.size() == 0 {
         return Err(Reason::NoBackend.drop());
     }
-    let slot = hash.slot(table.size());
-    let id = env.table_slot(table.offset().wrapping_add(slot)).ok_or(Reason::StaleRecord.drop())?;
-    env.trace(Step::Picked, slot, id);
-    Ok(id)
+    Ok((table, hash.slot(table.size())))
+}
+
+/// The record of a backend that a table has named.
+#[inline(always)]
+fn usable<E: Env>(env: &E, listener_id: u32, id: u32) -> Result<&Backend, Verdict> {
+    let backend = env.backend(id).ok_or(Reason::StaleRecord.drop())?;
+    if id == 0 || !backend.flags.has(BackendFlags::VALID) || backend.listener != listener_id {
+        return Err(Reason::StaleRecord.drop());
+    }
+    Ok(backend)
 }
 
 impl<E: Env> Choice<'_, E> {
     /// Brings the flow table up to date, now that the packet is about to leave.
     #[inline(always)]
-    pub fn commit(&self, env: &E, tuple: impl FnOnce() -> FlowTuple) {
+    pub fn commit(&self, env: &E, tuple: &FlowTuple) {
         if self.way == NO_WAY {
             return;
         }
@@ -148,10 +184,16 @@ impl<E: Env> Choice<'_, E> {
                 env.count(Reason::FlowEvicted);
             }
             way = recorded.way;
-        } else if !self.line.replace(way, self.old, self.new) || !self.begins {
+        } else if !self.line.replace(way, self.old, self.new) {
             // Losing the race to the other direction's packet loses a second of idle time at most.
             return;
+        } else if !self.begins {
+            if self.old.backend() != self.id {
+                env.count(Reason::SecondChance);
+                env.count_moved_away(self.old.backend());
+            }
+            return;
         }
-        env.record_tuple(self.line_index * WAYS as u32 + way as u32, &tuple());
+        env.record_tuple(self.line_index * WAYS as u32 + way as u32, tuple);
     }
 }

@@ -94,6 +94,7 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Service, "forward", Now),
     (Service, "scheduler", Now),
     (Service, "session_timeout", Now),
+    (Service, "second_chance", Now),
     (Service, "backup", Later("remove it, or add its backends to the pool")),
     (Service, "quorum", Later("remove it; a service is active while one backend is up")),
     (Service, "sticky", Later("remove it; a connection stays with its backend anyway")),

@@ -124,6 +124,8 @@ pub struct Service {
     pub scheduler: Scheduler,
     /// Idle time after which an established TCP flow is forgotten. Default 10 min.
     pub session_timeout: Duration,
+    /// A repeated attempt to connect goes to another backend, as the first one's was silent or refused. Default true.
+    pub second_chance: bool,
 }
 
 /// A virtual IP, port and protocol. No two services share one.

@@ -26,6 +26,7 @@ pub(super) struct ServiceParts {
     pub(super) forward: Forward,
     pub(super) scheduler: Scheduler,
     pub(super) session_timeout: Duration,
+    pub(super) second_chance: bool,
 }
 
 /// Where a service's backends are.
@@ -69,6 +70,8 @@ pub(super) fn read(
         .get("session_timeout")
         .and_then(|entry| values::duration(errors, entry, &SESSION_TIMEOUTS))
         .map_or(DEFAULT_SESSION_TIMEOUT, |at| at.value);
+    let second_chance =
+        known.get("second_chance").and_then(|entry| document::boolean(errors, entry)).unwrap_or(true);
     let service = ServiceParts {
         name: At { value: name.value.to_owned(), span: name.span },
         listen,
@@ -77,6 +80,7 @@ pub(super) fn read(
         forward: Forward::Nat,
         scheduler: Scheduler::Maglev,
         session_timeout,
+        second_chance,
     };
     (service, own)
 }

@@ -94,6 +94,7 @@ pub fn desired(
                 service: service.name.clone(),
                 listen: *listen,
                 session_timeout: u32::try_from(service.session_timeout.as_secs()).unwrap_or(u32::MAX),
+                second_chance: service.second_chance && listen.protocol == Protocol::Tcp,
                 table: Table { size, members },
             };
             image.listeners.insert(id, entry);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_common::abi::net::{Be16, Protocol, mapped};
-use lb_common::abi::{Backend, BackendFlags, Listener, TableRef};
+use lb_common::abi::{Backend, BackendFlags, Listener, ListenerFlags, TableRef};
 use lb_common::maglev::Candidate;
 
 use crate::api::types::AdminState;
@@ -30,6 +30,8 @@ pub struct ListenerEntry {
     pub listen: Listen,
     /// Seconds.
     pub session_timeout: u32,
+    /// Opening connections whose backend does not answer are offered to another one.
+    pub second_chance: bool,
     pub table: Table,
 }
 
@@ -95,6 +97,7 @@ impl ListenerEntry {
             protocol: self.listen.protocol.wire().number(),
             family: if self.listen.address.is_ipv4() { 4 } else { 6 },
             session_timeout: self.session_timeout,
+            flags: if self.second_chance { ListenerFlags::SECOND_CHANCE } else { ListenerFlags::default() },
             ..Listener::default()
         }
     }

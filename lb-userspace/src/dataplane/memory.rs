@@ -251,5 +251,9 @@ impl<'m> Env for &'m Memory {
         stats.from_bytes += u64::from(bytes);
     }
 
+    fn count_moved_away(&self, id: u32) {
+        self.stats.borrow_mut().entry(id).or_default().moved_away += 1;
+    }
+
     fn trace(&self, _step: Step, _first: u32, _second: u32) {}
 }

@@ -176,7 +176,7 @@ impl<M: Maps> Dataplane<M> {
                 }
             };
             self.maps.write_slots(offset, &slots);
-            TableRef::new(offset, table.size)
+            TableRef::new(offset, table.size, u16::try_from(table.members.len()).unwrap_or(u16::MAX))
         };
         self.maps.write_table_ref(id, new);
         self.give_back(old);

@@ -57,7 +57,8 @@ pub fn plan(actual: &Image, desired: &Image) -> Vec<Op> {
         let old = actual.listeners.get(&id).filter(|old| old.listen == new.listen);
         match old {
             Some(old) => {
-                if (&old.service, old.session_timeout) != (&new.service, new.session_timeout) {
+                let unchanged = ListenerEntry { table: old.table.clone(), ..new.clone() };
+                if *old != unchanged {
                     listeners.push(Op::PutListener(id, new.clone()));
                 }
                 if old.table != new.table {

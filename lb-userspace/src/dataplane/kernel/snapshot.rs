@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use lb_common::abi::net::Protocol as Wire;
-use lb_common::abi::{self, Backend, BackendFlags, Endpoint4, Endpoint6, Listener, Side, TableRef};
+use lb_common::abi::{
+    self, Backend, BackendFlags, Endpoint4, Endpoint6, Listener, ListenerFlags, Side, TableRef,
+};
 use log::warn;
 
 use super::Kernel;
@@ -37,6 +39,7 @@ pub fn read(kernel: &Kernel) -> Image {
             service: name(&kernel.listener_names.read::<[u8; abi::NAME_LEN]>(id as usize)),
             listen: Listen { address, port: record.port.get(), protocol },
             session_timeout: record.session_timeout,
+            second_chance: record.flags.has(ListenerFlags::SECOND_CHANCE),
             table: Table { size: record.table.size(), members: BTreeMap::new() },
         };
         image.listeners.insert(id, entry);
