@@ -54,7 +54,7 @@ struct Entry {
 /// A frame and the interface it comes in on.
 #[derive(Clone, Debug)]
 pub struct Arrival {
-    ingress: String,
+    pub ingress: String,
     pub frame: Vec<u8>,
 }
 
@@ -226,7 +226,11 @@ impl Case {
                 None => end.is_some_and(|r| r.kind() == Kind::Forward),
             };
             if !right {
-                return Err(format!("frame {number} before it: {:?}\n    {}", outcome.counters, show(&arrival.frame)));
+                return Err(format!(
+                    "frame {number} before it: {:?}\n    {}",
+                    outcome.counters,
+                    show(&arrival.frame)
+                ));
             }
         }
         if then != first {
@@ -329,7 +333,9 @@ fn flow_text((index, word, tuple): &Place, image: &Image, lines: u32) -> String 
         (IpAddr::V4(client), IpAddr::V4(vip)) => {
             flow4(&KEY, &client.octets(), &vip.octets(), client_port.get(), vip_port.get(), wire)
         }
-        _ => flow6(&KEY, &address_bytes(client), &address_bytes(vip), client_port.get(), vip_port.get(), wire),
+        _ => {
+            flow6(&KEY, &address_bytes(client), &address_bytes(vip), client_port.get(), vip_port.get(), wire)
+        }
     };
     let mut text = format!(
         "{name} {} > {} {} {}",

@@ -400,8 +400,7 @@ impl Layer {
     fn udp(&mut self, outer: &[Self], payload: &[u8]) -> Result<Vec<u8>, String> {
         let (source, destination) = self.ports()?;
         let len = self.number_or("ulen", (8 + payload.len()) as u16)?;
-        let mut bytes =
-            [source.to_be_bytes(), destination.to_be_bytes(), len.to_be_bytes(), [0, 0]].concat();
+        let mut bytes = [source.to_be_bytes(), destination.to_be_bytes(), len.to_be_bytes(), [0, 0]].concat();
         bytes.extend(payload);
         let covered = if (8..=bytes.len()).contains(&usize::from(len)) { len.into() } else { bytes.len() };
         let sum = match transport_sum(outer, 17, &bytes[..covered], covered)? {
@@ -476,7 +475,9 @@ fn hex(text: &str) -> Result<Vec<u8>, String> {
     }
     (0..digits.len())
         .step_by(2)
-        .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).map_err(|_| format!("{text} is not hexadecimal")))
+        .map(|at| {
+            u8::from_str_radix(&digits[at..at + 2], 16).map_err(|_| format!("{text} is not hexadecimal"))
+        })
         .collect()
 }
 
@@ -554,12 +555,7 @@ fn summary_ip4(ip: &[u8]) -> Option<String> {
 fn summary_ip6(ip: &[u8]) -> Option<String> {
     let address = |at: usize| Some(Ipv6Addr::from(<[u8; 16]>::try_from(ip.get(at..at + 16)?).ok()?));
     let (source, destination) = (address(8)?, address(24)?);
-    let text = format!(
-        " / ip6 {source} > {destination} hlim={} len={} next={}",
-        ip[7],
-        be16(ip, 4)?,
-        ip[6]
-    );
+    let text = format!(" / ip6 {source} > {destination} hlim={} len={} next={}", ip[7], be16(ip, 4)?, ip[6]);
     let segment = ip.get(40..40 + usize::from(be16(ip, 4)?)).unwrap_or_default();
     Some(text + &summary_transport(source.into(), destination.into(), ip[6], segment))
 }

@@ -28,7 +28,8 @@ impl Engine for TestRun {
     fn run(&self, kernel: &mut Kernel, ingress: u32, frame: &[u8]) -> Ran {
         // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let context = [0, frame.len() as u32, 0, ingress, 0, 0].map(u32::to_ne_bytes).concat();
-        let (verdict, frame) = kernel.run(frame, Some(&context)).unwrap_or_else(|e| panic!("test run: {e:#}"));
+        let (verdict, frame) =
+            kernel.run(frame, Some(&context)).unwrap_or_else(|e| panic!("test run: {e:#}"));
         let action = match verdict {
             1 => Action::Drop,
             2 => Action::Pass,
@@ -91,7 +92,9 @@ fn build(world: &mut World) {
     for i in &world.interfaces {
         let mac: Vec<String> = i.mac.iter().map(|b| format!("{b:02x}")).collect();
         let (name, mtu, mac) = (&i.name, i.mtu, mac.join(":"));
-        lines.push(format!("link add {name} address {mac} mtu {mtu} type veth peer name {name}-far mtu {mtu}"));
+        lines.push(format!(
+            "link add {name} address {mac} mtu {mtu} type veth peer name {name}-far mtu {mtu}"
+        ));
         lines.push(format!("link set {name} up"));
         lines.push(format!("link set {name}-far up"));
     }

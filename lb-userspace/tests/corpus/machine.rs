@@ -122,7 +122,11 @@ impl<E: Engine> Machine<E> {
         for id in self.dataplane.image().backends.keys() {
             self.dataplane.maps().flows().forget(*id);
         }
-        assert_eq!(self.dataplane.maps().flows().entries().count(), 0, "a flow of a backend that is not there");
+        assert_eq!(
+            self.dataplane.maps().flows().entries().count(),
+            0,
+            "a flow of a backend that is not there"
+        );
     }
 
     pub fn snapshot(&self) -> Snapshot {

@@ -218,7 +218,8 @@ impl World {
     }
 
     fn check_names(&self) -> Result<(), String> {
-        let devs = self.neighbours.iter().map(|n| &n.dev).chain(self.routes.iter().filter_map(|r| r.dev.as_ref()));
+        let devs =
+            self.neighbours.iter().map(|n| &n.dev).chain(self.routes.iter().filter_map(|r| r.dev.as_ref()));
         for dev in devs.chain([&self.ingress]) {
             self.interface(dev).ok_or_else(|| format!("there is no interface {dev}"))?;
         }
@@ -315,7 +316,11 @@ impl Prefix {
 
     fn is_broadcast(&self, address: IpAddr) -> bool {
         match address {
-            IpAddr::V4(v4) => self.contains(address) && self.len < 31 && v4.to_bits() | u32::MAX << (32 - self.len) == u32::MAX,
+            IpAddr::V4(v4) => {
+                self.contains(address)
+                    && self.len < 31
+                    && v4.to_bits() | u32::MAX << (32 - self.len) == u32::MAX
+            }
             IpAddr::V6(_) => false,
         }
     }
@@ -328,9 +333,9 @@ impl std::fmt::Display for Prefix {
 }
 
 fn prefix(text: &str) -> Result<Prefix, String> {
-    let parsed = text.split_once('/').and_then(|(address, len)| {
-        Some(Prefix { address: address.parse().ok()?, len: len.parse().ok()? })
-    });
+    let parsed = text
+        .split_once('/')
+        .and_then(|(address, len)| Some(Prefix { address: address.parse().ok()?, len: len.parse().ok()? }));
     parsed.ok_or_else(|| format!("{text} is no prefix such as 192.0.2.0/24"))
 }
 
