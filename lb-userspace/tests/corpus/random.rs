@@ -68,45 +68,61 @@ fn changed(world: &World) -> impl Strategy<Value = Packet> + use<> {
     })
 }
 
-/// Correct packets to services, from servers, and beside them.
+/// Ends of the conversations below: address, port, protocol, and whether it is a service's. The last two are nobody's.
+const ENDS: [(&str, u16, &str, bool); 21] = [
+    ("203.0.113.10", 25, "tcp", true),
+    ("203.0.113.10", 587, "tcp", true),
+    ("203.0.113.14", 25, "tcp", true),
+    ("203.0.113.20", 20, "tcp", true),
+    ("203.0.113.53", 53, "udp", true),
+    ("203.0.113.54", 53, "udp", true),
+    ("2001:db8:cb::10", 25, "tcp", true),
+    ("2001:db8:cb::10", 587, "tcp", true),
+    ("2001:db8:cb::14", 25, "tcp", true),
+    ("2001:db8:cb::53", 53, "udp", true),
+    ("2001:db8:cb::54", 53, "udp", true),
+    ("198.51.100.11", 25, "tcp", false),
+    ("198.51.100.21", 2587, "tcp", false),
+    ("198.51.100.53", 53, "udp", false),
+    ("198.51.100.55", 5353, "udp", false),
+    ("2001:db8:64::11", 25, "tcp", false),
+    ("2001:db8:64::21", 2587, "tcp", false),
+    ("2001:db8:64::53", 53, "udp", false),
+    ("2001:db8:64::55", 5353, "udp", false),
+    ("203.0.113.10", 26, "tcp", true),
+    ("2001:db8:64::11", 26, "udp", false),
+];
+
+/// Correct packets to services and from servers. Clients and their ports are few, so that they meet again.
 fn correct(world: &World) -> impl Strategy<Value = Packet> + use<> {
     let world = world.clone();
-    let v4 =
-        ["203.0.113.10", "203.0.113.53", "203.0.113.54", "203.0.113.14", "203.0.113.20", "198.51.100.11"];
-    let v6 = ["2001:db8:cb::10", "2001:db8:cb::53", "2001:db8:cb::54", "2001:db8:cb::14", "2001:db8:64::11"];
-    let near = prop_oneof![
-        select(v4.to_vec()).prop_map(|a| (false, a)),
-        select(v6.to_vec()).prop_map(|a| (true, a))
-    ];
-    let client = prop_oneof![4 => 1u8..120, 1 => any::<u8>()];
-    let port = select(vec![25u16, 53, 587, 20, 26, 2587, 5353]);
-    let rest = (any::<u16>(), any::<u8>(), 0u8..=255, any::<u32>(), 0usize..40, any::<bool>());
-    (near, client, port, any::<bool>(), any::<bool>(), rest).prop_map(
-        move |((v6, near), client, port, to_service, tcp, (other, flags, hops, number, len, options))| {
+    let client = prop_oneof![9 => 1u8..4, 1 => any::<u8>()];
+    let port = prop_oneof![9 => 40_000u16..40_004, 1 => any::<u16>()];
+    let hops = prop_oneof![9 => 2u8..=255, 1 => 0u8..2];
+    let rest = (any::<u8>(), hops, any::<u32>(), 0usize..40, any::<bool>());
+    (select(ENDS.to_vec()), client, port, rest).prop_map(
+        move |((near, near_port, protocol, service), client, port, (flags, hops, number, len, options))| {
+            let v6 = near.contains(':');
             let far = if v6 { format!("2001:db8:c::{client:x}") } else { format!("192.0.2.{client}") };
-            let (a, b) = if to_service { (far.as_str(), near) } else { (near, far.as_str()) };
-            let (from, to) = if to_service { (other, port) } else { (port, other) };
+            let (a, b) = if service { (far.as_str(), near) } else { (near, far.as_str()) };
+            let (from, to) = if service { (port, near_port) } else { (near_port, port) };
             let ip = match (v6, options) {
                 (true, _) => format!("ip6 {a} > {b} hlim={hops} flow={}", number & 0xf_ffff),
-                (false, false) => format!("ip4 {a} > {b} ttl={hops} id={other}"),
-                (false, true) => format!("ip4 {a} > {b} ttl={hops} id={other} opt=nop*{}", len.max(1)),
+                (false, false) => format!("ip4 {a} > {b} ttl={hops} id={port}"),
+                (false, true) => format!("ip4 {a} > {b} ttl={hops} id={port} opt=nop*{}", len.max(1)),
             };
-            let flags: String = "FSRPAUEC"
-                .chars()
-                .enumerate()
-                .filter(|(bit, _)| flags & (1 << bit) != 0)
-                .map(|(_, c)| c)
-                .collect();
-            let transport = if tcp {
+            let transport = if protocol == "tcp" {
+                let set = "FSRPAUEC".chars().enumerate().filter(|(bit, _)| flags & (1 << bit) != 0);
+                let flags: String = set.map(|(_, c)| c).collect();
                 format!("tcp {from} > {to} {flags}. seq={number} ack={number}")
             } else {
                 format!("udp {from} > {to}")
             };
             let text = format!("eth / {ip} / {transport} / bytes {len}");
-            let interface = if to_service { "ext" } else { "int" };
-            let place = world.interfaces.iter().position(|i| i.name == interface).unwrap_or(0);
-            let frame = frame::build(&text, world.names(&world.interfaces[place]));
-            Packet { interface: place, frame: frame.unwrap_or_else(|e| panic!("{text}: {e}")) }
+            let name = if service { "ext" } else { "int" };
+            let interface = world.interfaces.iter().position(|i| i.name == name).unwrap_or(0);
+            let frame = frame::build(&text, world.names(&world.interfaces[interface]));
+            Packet { interface, frame: frame.unwrap_or_else(|e| panic!("{text}: {e}")) }
         },
     )
 }
