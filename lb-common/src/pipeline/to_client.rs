@@ -99,6 +99,9 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
             Some(flags) if flags.answers() => {
                 let recorded = flow::record(line, new);
                 if recorded.way < WAYS {
+                    if recorded.evicted {
+                        env.count(Reason::FlowEvicted);
+                    }
                     parsed.tuple = FlowTuple {
                         client: I::to_mapped(parsed.ip.destination()),
                         client_port: ports.destination,

@@ -63,7 +63,7 @@ fn meaning(memory: &Memory) -> Meaning {
         let table = record.table;
         let slots = (0..table.size()).map(|i| server(env.table_slot(table.offset() + i).expect("a slot")));
         let slots = slots.collect();
-        record.table = TableRef::new(0, table.size());
+        record.table = TableRef::new(0, table.size(), u16::try_from(table.members()).unwrap());
         let listen = Listen { address, port, protocol };
         vip_of.insert(id, listen);
         meaning.listeners.insert(listen, (record, slots));
@@ -135,8 +135,19 @@ fn image(members: &[Id]) -> Image {
         admin: crate::api::types::AdminState::Enabled,
         reset_when_down: true,
     };
-    let table = Table { size: 131, members: members.iter().map(|id| (*id, 1)).collect() };
-    let listener = image::ListenerEntry { service: "mail".to_owned(), listen, session_timeout: 600, table };
+    let table = Table {
+        kind: crate::dataplane::image::TableKind::Maglev,
+        size: 131,
+        members: members.iter().map(|id| (*id, 1)).collect(),
+    };
+    let listener = image::ListenerEntry {
+        service: "mail".to_owned(),
+        listen,
+        session_timeout: 600,
+        second_chance: true,
+        scheduler: crate::config::Scheduler::Maglev,
+        table,
+    };
     Image {
         listeners: [(1, listener)].into(),
         backends: members.iter().map(|id| (*id, entry(*id))).collect(),

@@ -96,9 +96,18 @@ fn pool() -> impl Strategy<Value = Pool> {
     })
 }
 
-fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Duration)> {
+/// How a service treats its flows: idle timeout, scheduler, second chance.
+type Manner = (Duration, Scheduler, bool);
+
+fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Manner)> {
     let timeout = prop_oneof![Just(600), Just(30)].prop_map(Duration::from_secs);
-    (prop::collection::btree_set(0..VIPS.len(), 1..4), pool(), timeout)
+    let scheduler = prop_oneof![
+        Just(Scheduler::Maglev),
+        Just(Scheduler::SourceHash),
+        Just(Scheduler::RoundRobin),
+        Just(Scheduler::Random)
+    ];
+    (prop::collection::btree_set(0..VIPS.len(), 1..4), pool(), (timeout, scheduler, any::<bool>()))
 }
 
 /// A valid configuration: what would collide with an earlier part of it is left out.
@@ -106,7 +115,9 @@ fn config() -> impl Strategy<Value = Config> {
     prop::collection::vec(service(), 1..=SERVICES.len()).prop_map(|parts| {
         let (mut vips, mut origins) = (BTreeSet::new(), BTreeSet::new());
         let (mut pools, mut services) = (Vec::new(), Vec::new());
-        for (name, (numbers, mut pool, session_timeout)) in SERVICES.into_iter().zip(parts) {
+        for (name, (numbers, mut pool, (session_timeout, scheduler, second_chance))) in
+            SERVICES.into_iter().zip(parts)
+        {
             let mut listen: Vec<Listen> = Vec::new();
             for one in numbers.into_iter().filter_map(|number| listens().nth(number)) {
                 let new: BTreeSet<_> = pool
@@ -126,8 +137,9 @@ fn config() -> impl Strategy<Value = Config> {
                 listen,
                 pool: pools.len(),
                 forward: Forward::Nat,
-                scheduler: Scheduler::Maglev,
+                scheduler,
                 session_timeout,
+                second_chance,
             });
             pools.push(pool);
         }

@@ -65,9 +65,23 @@ fn image() -> Image {
     let mut image = Image::default();
     for (id, vip, server) in [(1, "203.0.113.10", "198.51.100.11"), (2, "2001:db8::10", "2001:db8:64::11")] {
         let listen = Listen { address: vip.parse().unwrap(), port: 25, protocol: Protocol::Tcp };
-        let table = Table { size: 131, members: BTreeMap::from([(id, 1)]) };
+        let table = Table {
+            kind: crate::dataplane::image::TableKind::Maglev,
+            size: 131,
+            members: BTreeMap::from([(id, 1)]),
+        };
         let service = "mail".to_owned();
-        image.listeners.insert(id, ListenerEntry { service, listen, session_timeout: SESSION, table });
+        image.listeners.insert(
+            id,
+            ListenerEntry {
+                service,
+                listen,
+                session_timeout: SESSION,
+                second_chance: true,
+                scheduler: crate::config::Scheduler::Maglev,
+                table,
+            },
+        );
         let backend = BackendEntry {
             name: "mx1".to_owned(),
             server: Server { listener: id, address: server.parse().unwrap(), port: 25 },

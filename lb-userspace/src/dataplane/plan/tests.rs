@@ -178,9 +178,19 @@ fn a_vip_that_moves_to_another_listener_is_overwritten() {
             admin: AdminState::Enabled,
             reset_when_down: true,
         };
-        let table = Table { size: 131, members: [(backend, 1)].into() };
-        let listener_entry =
-            ListenerEntry { service: "mail".to_owned(), listen, session_timeout: 600, table };
+        let table = Table {
+            kind: crate::dataplane::image::TableKind::Maglev,
+            size: 131,
+            members: [(backend, 1)].into(),
+        };
+        let listener_entry = ListenerEntry {
+            service: "mail".to_owned(),
+            listen,
+            session_timeout: 600,
+            second_chance: true,
+            scheduler: crate::config::Scheduler::Maglev,
+            table,
+        };
         Image { listeners: [(listener, listener_entry)].into(), backends: [(backend, entry)].into() }
     };
     let (a, b) = (image(1, 1), image(2, 2));
