@@ -60,8 +60,7 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
     let new_ports = Ports { source: listener.port, destination: ports.destination };
     let checksum = transport.updated(addr_change.plus(ports.change(new_ports)));
 
-    parsed.route = parsed.ip.route(env, parsed.protocol);
-    env.trace(Step::Routed, parsed.route.reach as u32, 0);
+    parsed.find_route(env);
     if parsed.route.reach == Reach::NotForwarded {
         return Ok(Reason::ReplyToGateway.pass());
     }
@@ -127,7 +126,7 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
             Reason::ToClient.send(parsed.route.ifindex, env.ingress())
         }
         // The kernel forwards what it gets, takes the hop off, and asks for the MAC address meanwhile.
-        Reach::NeighbourUnknown => Reason::ToClientByKernel.pass(),
+        Reach::NeighbourUnknown | Reach::Elsewhere => Reason::ToClientByKernel.pass(),
         Reach::TooBig => return Ok(Reason::TooBig.pass()),
         Reach::NotForwarded | Reach::Refused => return Err(Reason::NoRoute.drop()),
         Reach::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),

@@ -136,7 +136,7 @@ fn image(members: &[Id]) -> Image {
         reset_when_down: true,
     };
     let table = Table {
-        kind: crate::dataplane::image::TableKind::Maglev,
+        kind: image::TableKind::Maglev,
         size: 131,
         members: members.iter().map(|id| (*id, 1)).collect(),
     };

@@ -87,6 +87,7 @@ impl Kernel {
                 remove(&pin);
             }
         }
+        self.set_ports(&attached.iter().map(|a| a.index).collect::<Vec<_>>());
         self.pin_program(pins)?;
         Ok(attached)
     }

@@ -141,6 +141,7 @@ fn kernel(
     let tables = array(map::TABLES, 8, capacity.table_slots / 2)?;
     let flows = array(map::FLOWS, WAYS * 8, flow_lines)?;
     let tuples = array(map::FLOW_TUPLES, size_of::<FlowTuple>(), flow_lines * WAYS as u32)?;
+    let ports = array(map::PORTS, 8, abi::PORTS)?;
     let control = array(map::CONTROL, size_of::<Control>(), 1)?;
     Ok(Kernel {
         endpoints4: AyaHashMap::try_from(take(map::ENDPOINTS4)?)?,
@@ -154,6 +155,7 @@ fn kernel(
         tables,
         flows,
         tuples,
+        ports,
         control,
         capacity,
         key,
