@@ -125,6 +125,7 @@ fn check_rewritten(came: &[u8], outcome: &Outcome, end: Reason, image: &Image) -
     let (before, after) = (Headers::of(came), Headers::of(left));
     let (source, destination, len) = before.places();
     let hops = before.hops_at();
+    ensure(came[hops] > 1, "it had no hop left")?;
     ensure(
         left[hops] == came[hops] - u8::from(!by_kernel),
         "not one hop less, or one where the kernel takes it off",
