@@ -23,6 +23,7 @@ fn every_case_of_the_corpus_holds_in_the_kernel() {
         let (possible, impossible): (Vec<_>, Vec<_>) = cases.iter().partition(|c| c.host_only.is_none());
         run += possible.len();
         skipped += impossible.len();
+        println!("{}: {} cases", world.name, possible.len());
         let failed = kernel::in_namespace(&mut world, |world, in_kernel| {
             // Made here: the interfaces have the kernel's numbers now.
             let mut on_host = Machine::host(world);
@@ -88,7 +89,7 @@ fn compare(
     let packets = random::packet(world);
     let mut failures = Vec::new();
     for _ in 0..PACKETS {
-        let packet = packets.new_tree(&mut runner).unwrap().current();
+        let packet = packets.new_tree(&mut runner).expect("packets can be made").current();
         let ingress = world.interfaces[packet.interface].index;
         let differences =
             kernel::differences(&in_kernel.run(ingress, &packet.frame), &on_host.run(ingress, &packet.frame));

@@ -470,7 +470,7 @@ fn number(text: &str) -> Result<u64, String> {
 
 fn hex(text: &str) -> Result<Vec<u8>, String> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
-    if digits.len() % 2 != 0 || !digits.is_ascii() {
+    if !digits.len().is_multiple_of(2) || !digits.is_ascii() {
         return Err(format!("{text} is not whole bytes in hexadecimal"));
     }
     (0..digits.len())
