@@ -1,6 +1,7 @@
 //! The kernel's maps and program.
 
 pub mod attach;
+mod link;
 pub mod load;
 mod mapped;
 pub mod pins;
