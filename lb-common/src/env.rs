@@ -1,9 +1,10 @@
 //! What the packet code asks of its surroundings: the maps, the clock, the routing table, the counters.
 
 use crate::abi::net::{Be16, Protocol};
-use crate::abi::{Backend, FlowTuple, FlowWord, Listener, Side};
+use crate::abi::{Backend, FlowTuple, FlowWord, Listener, Side, TableRef};
 use crate::flow;
 use crate::hash::Key;
+use crate::maglev;
 use crate::packet::eth::Macs;
 use crate::packet::ip4::Ipv4;
 use crate::packet::ip6::Ipv6;
@@ -78,6 +79,8 @@ pub enum Step {
     NoFlow,
     /// The scheduler chose: the slot, and the backend in it.
     Picked,
+    /// The flow's backend did not answer: it, and the one tried next.
+    Moved,
     /// The kernel knows the way or not: [`Reach`].
     Routed,
     /// The end: the [`Reason`] and what the driver is told.
@@ -98,6 +101,12 @@ pub trait Env {
     /// The backend in a slot of `TABLES`.
     fn table_slot(&self, index: u32) -> Option<u32>;
 
+    /// As [`maglev::next`] on a listener's table, with the remark of [`Line::find`].
+    #[inline(always)]
+    fn next_candidate(&self, table: TableRef, slot: u32, current: u32) -> u32 {
+        maglev::next(|i| self.table_slot(table.offset().wrapping_add(i)), table.size(), slot, current)
+    }
+
     fn hash_key(&self) -> &Self::Key;
     /// Number of lines in the flow table.
     fn flow_lines(&self) -> u32;
@@ -112,9 +121,14 @@ pub trait Env {
     fn route4(&self, ip: &Ipv4, protocol: Protocol) -> Route;
     fn route6(&self, ip: &Ipv6, protocol: Protocol) -> Route;
 
+    /// A number that grows by one at each call for the same listener on the same CPU.
+    fn turn(&self, listener: u32) -> u32;
+    fn random(&self) -> u32;
+
     fn count(&self, reason: Reason);
     fn count_to_backend(&self, id: u32, bytes: u32);
     fn count_from_backend(&self, id: u32, bytes: u32);
+    fn count_moved_away(&self, id: u32);
 
     fn trace(&self, step: Step, first: u32, second: u32);
 }

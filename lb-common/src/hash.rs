@@ -76,41 +76,27 @@ fn finish<K: Key>(key: &K, sum: u64) -> FlowHash {
     FlowHash(h ^ (h >> 31))
 }
 
-/// Both ports in one word.
+/// Both ports in one word, as the hash takes them. Ports in host order.
 #[inline(always)]
-const fn ports(client: u16, vip: u16) -> u32 {
+pub const fn ports(client: u16, vip: u16) -> u32 {
     (client as u32) << 16 | vip as u32
 }
 
-/// The hash of an IPv4 flow. Ports in host order.
+/// The hash of an IPv4 flow.
 #[inline(always)]
-pub fn flow4<K: Key>(
-    key: &K,
-    client: &[u8; 4],
-    vip: &[u8; 4],
-    client_port: u16,
-    vip_port: u16,
-    protocol: u8,
-) -> FlowHash {
+pub fn flow4<K: Key>(key: &K, client: &[u8; 4], vip: &[u8; 4], ports: u32, protocol: u8) -> FlowHash {
     let sum = pair(key, 0, word(client, 0), word(vip, 0));
-    finish(key, sum.wrapping_add(pair(key, 2, ports(client_port, vip_port), u32::from(protocol))))
+    finish(key, sum.wrapping_add(pair(key, 2, ports, u32::from(protocol))))
 }
 
-/// The hash of an IPv6 flow. Ports in host order.
-#[inline(always)]
-pub fn flow6<K: Key>(
-    key: &K,
-    client: &[u8; 16],
-    vip: &[u8; 16],
-    client_port: u16,
-    vip_port: u16,
-    protocol: u8,
-) -> FlowHash {
+/// The hash of an IPv6 flow. Not inlined: its many words would take the caller's stack.
+#[inline(never)]
+pub fn flow6<K: Key>(key: &K, client: &[u8; 16], vip: &[u8; 16], ports: u32, protocol: u8) -> FlowHash {
     let sum = pair(key, 0, word(client, 0), word(vip, 0))
         .wrapping_add(pair(key, 2, word(client, 4), word(vip, 4)))
         .wrapping_add(pair(key, 4, word(client, 8), word(vip, 8)))
         .wrapping_add(pair(key, 6, word(client, 12), word(vip, 12)))
-        .wrapping_add(pair(key, 8, ports(client_port, vip_port), u32::from(protocol)));
+        .wrapping_add(pair(key, 8, ports, u32::from(protocol)));
     finish(key, sum)
 }
 
@@ -123,14 +109,14 @@ mod tests {
 
     #[test]
     fn every_part_of_the_tuple_counts() {
-        let base = flow4(&KEY, &[192, 0, 2, 1], &[203, 0, 113, 10], 40_000, 25, 6);
+        let base = flow4(&KEY, &[192, 0, 2, 1], &[203, 0, 113, 10], ports(40_000, 25), 6);
         let others = [
-            flow4(&KEY, &[192, 0, 2, 2], &[203, 0, 113, 10], 40_000, 25, 6),
-            flow4(&KEY, &[192, 0, 2, 1], &[203, 0, 113, 11], 40_000, 25, 6),
-            flow4(&KEY, &[192, 0, 2, 1], &[203, 0, 113, 10], 40_001, 25, 6),
-            flow4(&KEY, &[192, 0, 2, 1], &[203, 0, 113, 10], 40_000, 26, 6),
-            flow4(&KEY, &[192, 0, 2, 1], &[203, 0, 113, 10], 40_000, 25, 17),
-            flow4(&HashKey { seed: 1, ..KEY }, &[192, 0, 2, 1], &[203, 0, 113, 10], 40_000, 25, 6),
+            flow4(&KEY, &[192, 0, 2, 2], &[203, 0, 113, 10], ports(40_000, 25), 6),
+            flow4(&KEY, &[192, 0, 2, 1], &[203, 0, 113, 11], ports(40_000, 25), 6),
+            flow4(&KEY, &[192, 0, 2, 1], &[203, 0, 113, 10], ports(40_001, 25), 6),
+            flow4(&KEY, &[192, 0, 2, 1], &[203, 0, 113, 10], ports(40_000, 26), 6),
+            flow4(&KEY, &[192, 0, 2, 1], &[203, 0, 113, 10], ports(40_000, 25), 17),
+            flow4(&HashKey { seed: 1, ..KEY }, &[192, 0, 2, 1], &[203, 0, 113, 10], ports(40_000, 25), 6),
         ];
         for other in others {
             assert_ne!(base, other);
@@ -144,7 +130,7 @@ mod tests {
         let mut slots = [0u32; BUCKETS];
         for host in 0..64u8 {
             for port in 0..1000u16 {
-                let h = flow4(&KEY, &[192, 0, 2, host], &[203, 0, 113, 10], 32_768 + port, 25, 6);
+                let h = flow4(&KEY, &[192, 0, 2, host], &[203, 0, 113, 10], ports(32_768 + port, 25), 6);
                 lines[h.line(BUCKETS as u32) as usize] += 1;
                 slots[h.slot(BUCKETS as u32) as usize] += 1;
             }

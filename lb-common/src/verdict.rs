@@ -105,6 +105,10 @@ reasons! {
     NoBackend = "no_backend", Drop, "For a service of which no backend can take a new flow.";
     BackendGone = "backend_gone", Drop,
         "A client's RST, or its segment without an acknowledgment, for a backend that is down: there is nothing to answer.";
+    RefusalHeld = "refusal_held", Drop,
+        "A backend refused a connection, and the client was not told: another backend gets its next attempt.";
+    LateAnswer = "late_answer", Drop,
+        "A backend answered an attempt to connect after it had been offered to another backend.";
     NoRoute = "no_route", Drop, "The gateway has no route to the backend, or the backend is the gateway itself.";
     ForwardingDisabled = "forwarding_disabled", Drop,
         "Forwarding is switched off on the interface the packet came in on (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding).";
@@ -112,6 +116,8 @@ reasons! {
     StaleRecord = "stale_record", Drop, "The maps contradicted each other; only seen while they are being repaired.";
     WriteFailed = "write_failed", Drop, "The packet could not be rewritten although its length allowed it.";
 
+    SecondChance = "second_chance", Note,
+        "A client repeated its attempt to connect, and it was offered to another backend.";
     FlowEvicted = "flow_evicted", Note, "A new flow took the place of another one in a full line of the flow table.";
     FlowNotRecorded = "flow_not_recorded", Note, "A new flow found its line of the flow table full of better ones.";
     FlowCollision = "flow_collision", Note, "A flow has the fingerprint of another service's flow and was not recorded.";

@@ -9,14 +9,15 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT,
     BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup,
 };
-use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
+use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64};
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::flow::{FlowLine, FlowTuple, FlowWord, WAYS};
 use lb_common::abi::net::{Be16, Protocol};
-use lb_common::abi::{Backend, Endpoint4, Endpoint6, Listener, Side};
+use lb_common::abi::{Backend, Endpoint4, Endpoint6, Listener, Side, TableRef};
 use lb_common::env::{Env, Line, Reach, Route, Step};
 use lb_common::flow;
 use lb_common::hash::Key;
+use lb_common::maglev;
 use lb_common::packet::eth::Macs;
 use lb_common::packet::ip4::Ipv4;
 use lb_common::packet::ip6::Ipv6;
@@ -55,6 +56,21 @@ pub extern "C" fn matapa_victim(line: u32, now: u32) -> u32 {
         Some(line) => flow::victim(line, now as u16) as u32,
         None => 0,
     }
+}
+
+/// `maglev::next` likewise, on the table at `offset`.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn matapa_next(offset: u32, size: u32, slot: u32, current: u32) -> u32 {
+    maglev::next(|i| table_slot(offset.wrapping_add(i)), size, slot, current)
+}
+
+#[inline(always)]
+fn table_slot(index: u32) -> Option<u32> {
+    // SAFETY: a pointer to a map's value stays valid; the read is one instruction.
+    maps::TABLES
+        .get_ptr(index >> 1)
+        .map(|pair| unsafe { read_volatile(pair.cast::<u32>().add((index & 1) as usize)) })
 }
 
 /// A way that the verifier believes in. The compiler would leave out an `&` that it can prove to be superfluous, by a comparison of which
@@ -177,10 +193,12 @@ impl Env for Kernel<'_> {
 
     #[inline(always)]
     fn table_slot(&self, index: u32) -> Option<u32> {
-        // SAFETY: a pointer to a map's value stays valid; the read is one instruction.
-        maps::TABLES
-            .get_ptr(index >> 1)
-            .map(|pair| unsafe { read_volatile(pair.cast::<u32>().add((index & 1) as usize)) })
+        table_slot(index)
+    }
+
+    #[inline(always)]
+    fn next_candidate(&self, table: TableRef, slot: u32, current: u32) -> u32 {
+        matapa_next(table.offset(), table.size(), slot, current)
     }
 
     #[inline(always)]
@@ -242,6 +260,24 @@ impl Env for Kernel<'_> {
     }
 
     #[inline(always)]
+    fn turn(&self, listener: u32) -> u32 {
+        match maps::TURNS.get_ptr_mut(listener) {
+            // SAFETY: this CPU's own value, and XDP programs do not interrupt each other on a CPU.
+            Some(turn) => unsafe {
+                *turn = (*turn).wrapping_add(1);
+                *turn
+            },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a helper call without arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
     fn count(&self, reason: Reason) {
         if let Some(counter) = maps::COUNTERS.get_ptr_mut(reason as u32) {
             // SAFETY: this CPU's own value, and XDP programs do not interrupt each other on a CPU.
@@ -268,6 +304,14 @@ impl Env for Kernel<'_> {
                 (*stats).from_packets += 1;
                 (*stats).from_bytes += bytes as u64;
             }
+        }
+    }
+
+    #[inline(always)]
+    fn count_moved_away(&self, id: u32) {
+        if let Some(stats) = maps::BACKEND_STATS.get_ptr_mut(id) {
+            // SAFETY: as in `count`.
+            unsafe { (*stats).moved_away += 1 };
         }
     }
 

@@ -44,6 +44,10 @@ pub static FLOWS: Array<FlowLine> = Array::with_max_entries(1 << 13, MMAPABLE);
 #[map]
 pub static FLOW_TUPLES: Array<FlowTuple> = Array::with_max_entries(WAYS as u32 * (1 << 13), MMAPABLE);
 
+/// The next turn of each listener that goes by round robin.
+#[map]
+pub static TURNS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1024, 0);
+
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT as u32, 0);
 #[map]

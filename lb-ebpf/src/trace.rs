@@ -43,6 +43,7 @@ const FROM_BACKEND: u32 = Step::FromBackend as u32;
 const FLOW: u32 = Step::Flow as u32;
 const NO_FLOW: u32 = Step::NoFlow as u32;
 const PICKED: u32 = Step::Picked as u32;
+const MOVED: u32 = Step::Moved as u32;
 const ROUTED: u32 = Step::Routed as u32;
 const DONE: u32 = Step::Done as u32;
 
@@ -54,6 +55,7 @@ fn log(ctx: &XdpContext, step: u32, first: u32, second: u32) {
         FLOW => info!(ctx, "known flow to backend {} in state {}", first, second),
         NO_FLOW => info!(ctx, "unknown flow"),
         PICKED => info!(ctx, "slot {} holds backend {}", first, second),
+        MOVED => info!(ctx, "backend {} was silent, backend {} is next", first, second),
         ROUTED => info!(ctx, "route {}", first),
         DONE => info!(ctx, "action {} for reason {}", second, first),
         _ => {}

@@ -20,7 +20,8 @@ pub type FlowLine = [u64; WAYS];
 /// | bits | |
 /// |---|---|
 /// | 63..40 | fingerprint: low 24 bits of the flow's hash |
-/// | 39..20 | backend's number |
+/// | 39..37 | how often an opening flow was moved to another backend; stays at 7 |
+/// | 36..20 | backend's number |
 /// | 19..16 | [`FlowState`] |
 /// | 15..0 | coarse time of the last packet, in ticks of about a second, wrapping |
 #[repr(transparent)]
@@ -34,10 +35,24 @@ impl FlowWord {
     pub const fn new(fingerprint: u32, backend: u32, state: FlowState, time: u16) -> Self {
         Self(
             ((fingerprint as u64) & 0xff_ffff) << 40
-                | ((backend as u64) & 0xf_ffff) << 20
+                | ((backend as u64) & 0x1_ffff) << 20
                 | (state as u64) << 16
                 | time as u64,
         )
+    }
+
+    /// The same flow, opening at another backend.
+    #[must_use]
+    #[inline(always)]
+    pub const fn moved(self, backend: u32, time: u16) -> Self {
+        let times = if self.moves() < 7 { self.moves() + 1 } else { 7 };
+        Self(Self::new(self.fingerprint(), backend, FlowState::Opening, time).0 | (times as u64) << 37)
+    }
+
+    /// How often the flow was moved while it was opening; 7 for more.
+    #[inline(always)]
+    pub const fn moves(self) -> u32 {
+        (self.0 >> 37) as u32 & 7
     }
 
     #[inline(always)]
@@ -47,7 +62,7 @@ impl FlowWord {
 
     #[inline(always)]
     pub const fn backend(self) -> u32 {
-        (self.0 >> 20) as u32 & 0xf_ffff
+        (self.0 >> 20) as u32 & 0x1_ffff
     }
 
     #[inline(always)]
@@ -139,3 +154,24 @@ pub struct FlowTuple {
 
 const _: () = assert!(size_of::<FlowLine>() == 64);
 const _: () = assert!(size_of::<FlowTuple>() == 24);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_word_do_not_touch() {
+        let word = FlowWord::new(0xff_ffff, 0x1_ffff, FlowState::Direct, 0xffff);
+        assert_eq!(
+            (word.fingerprint(), word.moves(), word.backend(), word.state(), word.time()),
+            (0xff_ffff, 0, 0x1_ffff, FlowState::Direct, 0xffff)
+        );
+        let mut word = FlowWord::new(1, 2, FlowState::Opening, 3);
+        for times in 1..10 {
+            word = word.moved(0x1_ffff - times, 4);
+            assert_eq!(word.moves(), times.min(7));
+            assert_eq!((word.fingerprint(), word.backend(), word.time()), (1, 0x1_ffff - times, 4));
+        }
+        assert_eq!(word.at(FlowState::Established, 9).moves(), 7);
+    }
+}

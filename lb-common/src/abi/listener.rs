@@ -13,18 +13,59 @@ impl TableRef {
     /// No table: every new flow is dropped and counted.
     pub const EMPTY: Self = Self(0);
 
-    pub const fn new(offset: u32, size: u32) -> Self {
-        Self((offset as u64) << 32 | size as u64)
+    /// `offset` below 2^28, `size` below 2^20.
+    pub const fn new(offset: u32, size: u32, members: u16) -> Self {
+        Self((offset as u64) << 36 | (size as u64) << 16 | members as u64)
     }
 
     /// Index of the first slot.
     pub const fn offset(self) -> u32 {
-        (self.0 >> 32) as u32
+        (self.0 >> 36) as u32
     }
 
     /// Number of slots.
     pub const fn size(self) -> u32 {
-        self.0 as u32
+        (self.0 >> 16) as u32 & 0xf_ffff
+    }
+
+    /// How many backends share the slots.
+    pub const fn members(self) -> u32 {
+        self.0 as u32 & 0xffff
+    }
+}
+
+/// How a listener treats its flows.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ListenerFlags(pub u32);
+
+impl ListenerFlags {
+    /// An opening connection whose backend does not answer is offered to another one.
+    pub const SECOND_CHANCE: Self = Self(1);
+
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// How a new flow picks its slot in the table.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SchedulerCode(pub u32);
+
+impl SchedulerCode {
+    /// By the hash of its 5-tuple.
+    pub const MAGLEV: Self = Self(0);
+    /// By the hash of the client's address alone.
+    pub const SOURCE_HASH: Self = Self(1);
+    /// The next one, on each CPU for itself.
+    pub const ROUND_ROBIN: Self = Self(2);
+    /// Any.
+    pub const RANDOM: Self = Self(3);
+
+    /// Whether the same packet would get the same slot again.
+    pub const fn is_stateless(self) -> bool {
+        self.0 == Self::MAGLEV.0 || self.0 == Self::SOURCE_HASH.0
     }
 }
 
@@ -42,7 +83,9 @@ pub struct Listener {
     pub family: u8,
     /// Seconds after which an idle established flow is forgotten. Read by the daemon's sweep only.
     pub session_timeout: u32,
-    pub reserved: [u8; 32],
+    pub flags: ListenerFlags,
+    pub scheduler: SchedulerCode,
+    pub reserved: [u32; 6],
 }
 
 impl Listener {

@@ -15,7 +15,7 @@ pub use backend::{Backend, BackendFlags};
 pub use control::Control;
 pub use endpoint::{Endpoint4, Endpoint6, Side};
 pub use flow::{FlowTuple, FlowWord};
-pub use listener::{Listener, TableRef};
+pub use listener::{Listener, ListenerFlags, SchedulerCode, TableRef};
 pub use net::{Be16, Family, Protocol};
 pub use stats::BackendStats;
 
@@ -34,11 +34,12 @@ pub mod map {
     pub const TABLES: &str = "TABLES";
     pub const FLOWS: &str = "FLOWS";
     pub const FLOW_TUPLES: &str = "FLOW_TUPLES";
+    pub const TURNS: &str = "TURNS";
     pub const COUNTERS: &str = "COUNTERS";
     pub const BACKEND_STATS: &str = "BACKEND_STATS";
 
     /// All of them, in the order in which they are pinned.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 13] = [
         CONTROL,
         ENDPOINTS4,
         ENDPOINTS6,
@@ -49,6 +50,7 @@ pub mod map {
         TABLES,
         FLOWS,
         FLOW_TUPLES,
+        TURNS,
         COUNTERS,
         BACKEND_STATS,
     ];
@@ -62,8 +64,8 @@ pub const GLOBAL_FLOW_LINES: &str = "FLOW_LINES";
 pub const GLOBAL_TICK_SHIFT: &str = "TICK_SHIFT";
 pub const GLOBAL_TRACE: &str = "TRACE";
 
-/// A backend's number has 20 bits in a flow entry.
-pub const MAX_BACKENDS: u32 = 1 << 20;
+/// A backend's number has 17 bits in a flow entry.
+pub const MAX_BACKENDS: u32 = 1 << 17;
 
 /// Bytes of a name in `LISTENER_NAMES` and `BACKEND_NAMES`, filled up with zeros.
 pub const NAME_LEN: usize = 64;

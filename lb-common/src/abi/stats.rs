@@ -10,4 +10,6 @@ pub struct BackendStats {
     pub to_bytes: u64,
     pub from_packets: u64,
     pub from_bytes: u64,
+    /// Opening connections that were offered to another backend because this one did not answer.
+    pub moved_away: u64,
 }

@@ -164,7 +164,7 @@ impl IpHeader for Ipv4 {
         vip_port: Be16,
         protocol: Protocol,
     ) -> FlowHash {
-        hash::flow4(key, client, vip, client_port.get(), vip_port.get(), protocol.number())
+        hash::flow4(key, client, vip, hash::ports(client_port.get(), vip_port.get()), protocol.number())
     }
 }
 
@@ -200,14 +200,14 @@ impl IpHeader for Ipv6 {
 
     #[inline(always)]
     fn set_source(&mut self, new: &[u8; 16]) -> Sum {
-        let change = Sum::ZERO.sub128(&self.source).add128(new);
+        let change = replaced(&self.source, new);
         self.source = *new;
         change
     }
 
     #[inline(always)]
     fn set_destination(&mut self, new: &[u8; 16]) -> Sum {
-        let change = Sum::ZERO.sub128(&self.destination).add128(new);
+        let change = replaced(&self.destination, new);
         self.destination = *new;
         change
     }
@@ -262,6 +262,12 @@ impl IpHeader for Ipv6 {
         vip_port: Be16,
         protocol: Protocol,
     ) -> FlowHash {
-        hash::flow6(key, client, vip, client_port.get(), vip_port.get(), protocol.number())
+        hash::flow6(key, client, vip, hash::ports(client_port.get(), vip_port.get()), protocol.number())
     }
+}
+
+/// What one IPv6 address in the place of another adds to a sum. Not inlined: its many words would take the caller's stack.
+#[inline(never)]
+fn replaced(old: &[u8; 16], new: &[u8; 16]) -> Sum {
+    Sum::ZERO.sub128(old).add128(new)
 }

@@ -10,13 +10,16 @@ mod transport;
 
 use core::mem::MaybeUninit;
 
-use crate::abi::{Protocol, Side};
+use bytemuck::Zeroable as _;
+
+use crate::abi::{FlowTuple, Protocol, Side};
 use crate::env::{Env, Reach, Route, Step};
 use crate::packet::Packet;
 use crate::packet::eth::{self, EtherType, Ethernet};
 use crate::packet::ip::IpHeader;
 use crate::packet::ip4::Ipv4;
 use crate::packet::ip6::Ipv6;
+use crate::packet::tcp::Tcp;
 use crate::verdict::{Reason, Verdict};
 
 /// A TCP or UDP packet being worked on: its headers by value, and where it goes.
@@ -27,10 +30,26 @@ pub(crate) struct Parsed<I> {
     /// Bytes of the transport header and what follows, by the IP header.
     pub l4_len: usize,
     pub route: Route,
+    /// The TCP header, where it is needed whole.
+    pub tcp: Tcp,
+    /// What a new flow is recorded with.
+    pub tuple: FlowTuple,
     pub protocol: Protocol,
 }
 
 impl<I> Parsed<I> {
+    fn new(ip: I, protocol: Protocol, l4: usize, l4_len: usize) -> Self {
+        Self {
+            ip,
+            half_l4: (l4 / 2) as u8,
+            l4_len,
+            route: Route::none(Reach::NotForwarded),
+            tcp: Tcp::zeroed(),
+            tuple: FlowTuple::zeroed(),
+            protocol,
+        }
+    }
+
     /// Offset of the transport header in the frame.
     #[inline(always)]
     pub const fn l4(&self) -> usize {

@@ -4,7 +4,6 @@ use super::Parsed;
 use core::mem::MaybeUninit;
 
 use crate::abi::Protocol;
-use crate::env::{Reach, Route};
 use crate::packet::Packet;
 use crate::packet::eth;
 use crate::packet::ip4::{self, Ipv4};
@@ -30,13 +29,7 @@ pub(super) fn ipv4<'w, P: Packet>(
         return Err(Reason::Fragment);
     }
     let protocol = Protocol::from_number(ip.protocol).ok_or(Reason::OtherProtocol)?;
-    Ok(work.write(Parsed {
-        ip,
-        half_l4: ((eth::LEN + header_len) / 2) as u8,
-        l4_len: total_len - header_len,
-        route: Route::none(Reach::NotForwarded),
-        protocol,
-    }))
+    Ok(work.write(Parsed::new(ip, protocol, eth::LEN + header_len, total_len - header_len)))
 }
 
 #[inline(always)]
@@ -56,11 +49,5 @@ pub(super) fn ipv6<'w, P: Packet>(
         }
         other => Protocol::from_number(other).ok_or(Reason::OtherProtocol)?,
     };
-    Ok(work.write(Parsed {
-        ip,
-        half_l4: ((eth::LEN + ip6::LEN) / 2) as u8,
-        l4_len,
-        route: Route::none(Reach::NotForwarded),
-        protocol,
-    }))
+    Ok(work.write(Parsed::new(ip, protocol, eth::LEN + ip6::LEN, l4_len)))
 }

@@ -1,7 +1,7 @@
 //! Which backend gets a client's packet: the one its flow has, else the scheduler's choice.
 
 use crate::abi::flow::{FlowState, FlowTuple, FlowWord, WAYS};
-use crate::abi::{Backend, BackendFlags, Listener};
+use crate::abi::{Backend, BackendFlags, Listener, ListenerFlags, SchedulerCode, TableRef};
 use crate::env::{Env, Line, Step};
 use crate::flow;
 use crate::hash::FlowHash;
@@ -32,13 +32,15 @@ const ANY_WAY: usize = WAYS;
 /// The flow is not recorded, or its record stays as it is.
 const NO_WAY: usize = WAYS + 1;
 
-/// Chooses for a packet of a client. `flags` is `None` for UDP.
+/// Chooses for a packet of a client. `flags` is `None` for UDP; `source` is the hash of the client's address alone where the listener
+/// goes by that, else the flow's.
 #[inline(always)]
 pub(super) fn choose<'e, E: Env>(
     env: &'e E,
     listener_id: u32,
     listener: &Listener,
     hash: FlowHash,
+    source: FlowHash,
     flags: Option<TcpFlags>,
 ) -> Result<Choice<'e, E>, Verdict> {
     let now = env.now();
@@ -62,6 +64,27 @@ pub(super) fn choose<'e, E: Env>(
             // Otherwise its backend was removed, or it begins anew with the same ports: a new flow in the old one's place.
             way = found;
             let state = continued(old.state(), flags, backend.flags);
+            if valid && state == FlowState::Opening && may_move(listener, flags) {
+                // A repeated SYN: the backend is silent, or its refusal was held back.
+                let table = filled(listener)?;
+                let slot = source.slot(table.size());
+                let from = old.backend();
+                let id = env.next_candidate(table, slot, from);
+                env.trace(Step::Moved, from, id);
+                let next = usable(env, listener_id, id)?;
+                let new = if id == from { old.at(state, now) } else { old.moved(id, now) };
+                return Ok(Choice {
+                    id,
+                    backend: next,
+                    reset: false,
+                    line,
+                    line_index,
+                    way,
+                    old,
+                    new,
+                    begins: false,
+                });
+            }
             if valid && state != FlowState::Free {
                 let reset =
                     flags.is_some() && backend.flags.has(BackendFlags::DOWN.with(BackendFlags::RESET));
@@ -75,12 +98,24 @@ pub(super) fn choose<'e, E: Env>(
         env.trace(Step::NoFlow, 0, 0);
     }
 
-    let id = pick(env, listener, hash)?;
-    let backend = env.backend(id).ok_or(Reason::StaleRecord.drop())?;
-    if id == 0 || !backend.flags.has(BackendFlags::VALID) || backend.listener != listener_id {
-        return Err(Reason::StaleRecord.drop());
-    }
+    let table = filled(listener)?;
     let state = first(flags);
+    let mut slot = source.slot(table.size());
+    if !listener.scheduler.is_stateless()
+        && matches!(state, FlowState::Opening | FlowState::Datagram)
+        && way != NO_WAY
+        && (way < WAYS || flow::takes(line, state, now))
+    {
+        // Only for a flow that will be remembered: its next packet would get another slot.
+        slot = if listener.scheduler == SchedulerCode::RANDOM {
+            (u64::from(env.random()) * u64::from(table.size()) >> 32) as u32
+        } else {
+            env.turn(listener_id).checked_rem(table.size()).unwrap_or(0)
+        };
+    }
+    let id = env.table_slot(table.offset().wrapping_add(slot)).ok_or(Reason::StaleRecord.drop())?;
+    env.trace(Step::Picked, slot, id);
+    let backend = usable(env, listener_id, id)?;
     if state == FlowState::Free {
         way = NO_WAY;
     }
@@ -117,23 +152,38 @@ fn first(flags: Option<TcpFlags>) -> FlowState {
     }
 }
 
-/// Asks the listener's Maglev table.
+/// Whether an opening flow with this segment is to be offered to another backend.
 #[inline(always)]
-fn pick<E: Env>(env: &E, listener: &Listener, hash: FlowHash) -> Result<u32, Verdict> {
+fn may_move(listener: &Listener, flags: Option<TcpFlags>) -> bool {
+    let opens = match flags {
+        Some(flags) => flags.opens(),
+        None => false,
+    };
+    // With nobody left in the table the flow stays with the backend it has, which may be draining.
+    opens && listener.flags.has(ListenerFlags::SECOND_CHANCE) && listener.current_table().size() != 0
+}
+
+/// The listener's table, which has at least one slot.
+#[inline(always)]
+fn filled(listener: &Listener) -> Result<TableRef, Verdict> {
     let table = listener.current_table();
-    if table.size() == 0 {
-        return Err(Reason::NoBackend.drop());
+    if table.size() == 0 { Err(Reason::NoBackend.drop()) } else { Ok(table) }
+}
+
+/// The record of a backend that a table has named.
+#[inline(always)]
+fn usable<E: Env>(env: &E, listener_id: u32, id: u32) -> Result<&Backend, Verdict> {
+    let backend = env.backend(id).ok_or(Reason::StaleRecord.drop())?;
+    if id == 0 || !backend.flags.has(BackendFlags::VALID) || backend.listener != listener_id {
+        return Err(Reason::StaleRecord.drop());
     }
-    let slot = hash.slot(table.size());
-    let id = env.table_slot(table.offset().wrapping_add(slot)).ok_or(Reason::StaleRecord.drop())?;
-    env.trace(Step::Picked, slot, id);
-    Ok(id)
+    Ok(backend)
 }
 
 impl<E: Env> Choice<'_, E> {
     /// Brings the flow table up to date, now that the packet is about to leave.
     #[inline(always)]
-    pub fn commit(&self, env: &E, tuple: impl FnOnce() -> FlowTuple) {
+    pub fn commit(&self, env: &E, tuple: &FlowTuple) {
         if self.way == NO_WAY {
             return;
         }
@@ -148,10 +198,16 @@ impl<E: Env> Choice<'_, E> {
                 env.count(Reason::FlowEvicted);
             }
             way = recorded.way;
-        } else if !self.line.replace(way, self.old, self.new) || !self.begins {
+        } else if !self.line.replace(way, self.old, self.new) {
             // Losing the race to the other direction's packet loses a second of idle time at most.
             return;
+        } else if !self.begins {
+            if self.old.backend() != self.id {
+                env.count(Reason::SecondChance);
+                env.count_moved_away(self.old.backend());
+            }
+            return;
         }
-        env.record_tuple(self.line_index * WAYS as u32 + way as u32, &tuple());
+        env.record_tuple(self.line_index * WAYS as u32 + way as u32, tuple);
     }
 }

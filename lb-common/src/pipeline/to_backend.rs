@@ -2,8 +2,8 @@
 
 use super::transport::{Ports, Transport};
 use super::{Parsed, select, write};
-use crate::abi::FlowTuple;
 use crate::abi::net::{Be16, Family, Protocol};
+use crate::abi::{FlowTuple, SchedulerCode};
 use crate::env::{Env, Reach, Step};
 use crate::packet::Packet;
 use crate::packet::eth::{self, Macs};
@@ -43,16 +43,21 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
         ports.destination,
         parsed.protocol,
     );
-    let choice = select::choose(env, listener_id, listener, hash, transport.flags)?;
-    let client = I::to_mapped(parsed.ip.source());
-    let tuple = || FlowTuple {
-        client,
+    let source = if listener.scheduler == SchedulerCode::SOURCE_HASH {
+        let client = parsed.ip.source();
+        I::flow_hash(env.hash_key(), client, client, Be16::new(0), Be16::new(0), Protocol::Tcp)
+    } else {
+        hash
+    };
+    let choice = select::choose(env, listener_id, listener, hash, source, transport.flags)?;
+    parsed.tuple = FlowTuple {
+        client: I::to_mapped(parsed.ip.source()),
         client_port: ports.source,
         vip_port: ports.destination,
         listener: listener_id,
     };
     if choice.reset {
-        choice.commit(env, tuple);
+        choice.commit(env, &parsed.tuple);
         return answer_reset(packet, parsed);
     }
     if parsed.ip.hops() <= 1 {
@@ -77,7 +82,7 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
         Reach::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),
         Reach::Unsupported => return Err(Reason::UnusableRoute.drop()),
     };
-    choice.commit(env, tuple);
+    choice.commit(env, &parsed.tuple);
     env.count_to_backend(choice.id, parsed.ip.packet_len() as u32);
     write(packet, parsed, new_ports, checksum)?;
     Ok(verdict)
@@ -88,13 +93,15 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
 /// The client accepts it because its sequence number is the one it expects next: what it acknowledged.
 #[inline(always)]
 fn answer_reset<I: IpHeader, P: Packet>(packet: &mut P, parsed: &mut Parsed<I>) -> Result<Verdict, Verdict> {
-    let mut tcp: Tcp = packet.read(parsed.l4()).ok_or(Reason::MalformedTcp.drop())?;
+    parsed.tcp = packet.read(parsed.l4()).ok_or(Reason::MalformedTcp.drop())?;
+    let flags = parsed.tcp.flags;
     // Never a RST for a RST; and without an acknowledgment there is no connection to end.
-    if tcp.flags.has(TcpFlags::RST) || !tcp.flags.has(TcpFlags::ACK) {
+    if flags.has(TcpFlags::RST) || !flags.has(TcpFlags::ACK) {
         return Err(Reason::BackendGone.drop());
     }
     parsed.ip.answer(Protocol::Tcp, tcp::LEN as u16);
-    tcp = Tcp {
+    let Parsed { ip, tcp, .. } = parsed;
+    *tcp = Tcp {
         source: tcp.destination,
         destination: tcp.source,
         sequence: tcp.acknowledgment,
@@ -105,20 +112,20 @@ fn answer_reset<I: IpHeader, P: Packet>(packet: &mut P, parsed: &mut Parsed<I>) 
         checksum: [0; 2],
         urgent: Be16::new(0),
     };
-    let sum = parsed
-        .ip
+    tcp.checksum = ip
         .pseudo_sum(Protocol::Tcp, tcp::LEN as u16)
         .add16(tcp.source.0)
         .add16(tcp.destination.0)
         .add32(tcp.sequence)
-        .add16([tcp.data_offset, tcp.flags.0]);
-    tcp.checksum = sum.checksum();
+        .add16([tcp.data_offset, tcp.flags.0])
+        .checksum();
 
     let came: Macs = packet.read(0).ok_or(Reason::TruncatedFrame.drop())?;
+    parsed.route.macs = Macs { destination: came.source, source: came.destination };
     packet
-        .write(0, &Macs { destination: came.source, source: came.destination })
+        .write(0, &parsed.route.macs)
         .and(packet.write(eth::LEN, &parsed.ip))
-        .and(packet.write(eth::LEN + I::LEN, &tcp))
+        .and(packet.write(eth::LEN + I::LEN, &parsed.tcp))
         .and(packet.truncate(eth::LEN + I::LEN + tcp::LEN))
         .ok_or(Reason::WriteFailed.drop())?;
     Ok(Verdict { ifindex: 0, action: Action::Transmit, reason: Reason::ClientReset })

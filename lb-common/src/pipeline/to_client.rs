@@ -9,13 +9,14 @@
 
 use super::transport::{Ports, Transport};
 use super::{Parsed, write};
-use crate::abi::BackendFlags;
 use crate::abi::flow::{FlowState, FlowTuple, FlowWord, WAYS};
 use crate::abi::net::Family;
+use crate::abi::{BackendFlags, Listener, ListenerFlags};
 use crate::env::{Env, Line, Reach, Step};
 use crate::flow;
 use crate::packet::Packet;
 use crate::packet::ip::IpHeader;
+use crate::packet::tcp::TcpFlags;
 use crate::verdict::{Reason, Verdict};
 
 /// A function of its own in the program too: BPF allows 512 bytes of stack, and each function gets its frame.
@@ -71,10 +72,12 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
     if way < WAYS {
         let word = line.load(way);
         env.trace(Step::Flow, word.backend(), word.state() as u32);
-        // A flow with another backend: the client has moved on, and this one's last words keep the address they had.
         if word.backend() == backend_id {
             if word.state() == FlowState::Direct {
                 return Ok(Reason::ReplyNotOurs.pass());
+            }
+            if word.state() == FlowState::Opening && holds_back(listener, word, transport.flags) {
+                return Err(Reason::RefusalHeld.drop());
             }
             let state = match transport.flags {
                 Some(flags) => flow::after_backend(word.state(), flags),
@@ -85,7 +88,10 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
                 // Losing the race to the client's packet loses a second of idle time at most.
                 line.replace(way, word, new);
             }
+        } else if is_late_answer(word, transport.flags) {
+            return Err(Reason::LateAnswer.drop());
         }
+        // Otherwise the client has moved on to another backend, and this one's last words keep the address they had.
     } else {
         env.trace(Step::NoFlow, 0, 0);
         let new = FlowWord::new(hash.fingerprint(), backend_id, FlowState::Direct, env.now());
@@ -93,13 +99,13 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
             Some(flags) if flags.answers() => {
                 let recorded = flow::record(line, new);
                 if recorded.way < WAYS {
-                    let tuple = FlowTuple {
+                    parsed.tuple = FlowTuple {
                         client: I::to_mapped(parsed.ip.destination()),
                         client_port: ports.destination,
                         vip_port: listener.port,
                         listener: backend.listener,
                     };
-                    env.record_tuple(line_index * WAYS as u32 + recorded.way as u32, &tuple);
+                    env.record_tuple(line_index * WAYS as u32 + recorded.way as u32, &parsed.tuple);
                     return Ok(Reason::ReplyNotOurs.pass());
                 }
             }
@@ -127,4 +133,26 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
     env.count_from_backend(backend_id, parsed.ip.packet_len() as u32);
     write(packet, parsed, new_ports, checksum)?;
     Ok(verdict)
+}
+
+/// Whether a backend's refusal is kept from the client, as another backend can take its next attempt. The last one's goes through.
+#[inline(always)]
+fn holds_back(listener: &Listener, word: FlowWord, flags: Option<TcpFlags>) -> bool {
+    let refuses = match flags {
+        Some(flags) => flags.has(TcpFlags::RST),
+        None => false,
+    };
+    refuses
+        && listener.flags.has(ListenerFlags::SECOND_CHANCE)
+        && word.moves() + 1 < listener.current_table().members().min(8)
+}
+
+/// Whether this is a backend's answer to an attempt that was since offered to another one: two answers would confuse the client.
+#[inline(always)]
+const fn is_late_answer(word: FlowWord, flags: Option<TcpFlags>) -> bool {
+    let answers = match flags {
+        Some(flags) => flags.answers() || flags.has(TcpFlags::RST),
+        None => false,
+    };
+    answers && word.moves() > 0
 }

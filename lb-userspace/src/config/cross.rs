@@ -298,6 +298,7 @@ fn build(parts: Parts, resolved: Vec<Option<usize>>) -> Option<Config> {
             forward: service.forward,
             scheduler: service.scheduler,
             session_timeout: service.session_timeout,
+            second_chance: service.second_chance,
         })
         .collect();
     Some(Config {

@@ -49,6 +49,12 @@ fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::
         service.scheduler,
         show_duration(service.session_timeout)
     )?;
+    if !service.second_chance {
+        writeln!(
+            out,
+            "  a repeated attempt to connect stays with its silent backend (second_chance = false)"
+        )?;
+    }
     match &pool.check {
         Some(check) => writeln!(out, "  checks      {}", show_check(check))?,
         None => writeln!(out, "  checks      nothing: backends are taken as up")?,

@@ -124,6 +124,8 @@ pub struct Service {
     pub scheduler: Scheduler,
     /// Idle time after which an established TCP flow is forgotten. Default 10 min.
     pub session_timeout: Duration,
+    /// A repeated attempt to connect goes to another backend, as the first one's was silent or refused. Default true.
+    pub second_chance: bool,
 }
 
 /// A virtual IP, port and protocol. No two services share one.
@@ -154,4 +156,9 @@ pub enum Scheduler {
     /// Consistent hashing of the 5-tuple (Eisenbud et al., NSDI 2016).
     #[default]
     Maglev,
+    /// Consistent hashing of the client's address: a client stays with its backend.
+    SourceHash,
+    /// In turns.
+    RoundRobin,
+    Random,
 }

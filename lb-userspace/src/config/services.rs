@@ -26,6 +26,7 @@ pub(super) struct ServiceParts {
     pub(super) forward: Forward,
     pub(super) scheduler: Scheduler,
     pub(super) session_timeout: Duration,
+    pub(super) second_chance: bool,
 }
 
 /// Where a service's backends are.
@@ -62,21 +63,30 @@ pub(super) fn read(
         // There is one that is supported; the others are refused where words are looked up.
         document::word(errors, Place::Forward, entry, "write \"nat\"");
     }
-    if let Some(entry) = known.get("scheduler") {
-        document::word(errors, Place::Scheduler, entry, "write \"maglev\"");
-    }
+    let scheduler = known
+        .get("scheduler")
+        .and_then(|entry| document::word(errors, Place::Scheduler, entry, "write \"maglev\""))
+        .map_or(Scheduler::Maglev, |word| match word {
+            "source-hash" => Scheduler::SourceHash,
+            "round-robin" => Scheduler::RoundRobin,
+            "random" => Scheduler::Random,
+            _ => Scheduler::Maglev,
+        });
     let session_timeout = known
         .get("session_timeout")
         .and_then(|entry| values::duration(errors, entry, &SESSION_TIMEOUTS))
         .map_or(DEFAULT_SESSION_TIMEOUT, |at| at.value);
+    let second_chance =
+        known.get("second_chance").and_then(|entry| document::boolean(errors, entry)).unwrap_or(true);
     let service = ServiceParts {
         name: At { value: name.value.to_owned(), span: name.span },
         listen,
         complete,
         pool,
         forward: Forward::Nat,
-        scheduler: Scheduler::Maglev,
+        scheduler,
         session_timeout,
+        second_chance,
     };
     (service, own)
 }

@@ -86,6 +86,7 @@ fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -
             to_bytes: sum.to_bytes + s.to_bytes,
             from_packets: sum.from_packets + s.from_packets,
             from_bytes: sum.from_bytes + s.from_bytes,
+            moved_away: sum.moved_away + s.moved_away,
         },
     );
     let checked: Vec<_> =

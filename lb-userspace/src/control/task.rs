@@ -20,6 +20,7 @@ use crate::api::types::{
     AdminState, BackendChange, CounterValue, Counters, Event, EventKind, Flows, ReloadOutcome, ServiceState,
 };
 use crate::config::{self, Config};
+use crate::daemon::host;
 use crate::dataplane::desired::desired;
 use crate::dataplane::flows::{Clock, Swept};
 use crate::dataplane::image::{Id, address_from};
@@ -180,7 +181,7 @@ impl Control {
     /// Makes the maps what configuration and state say. Says how many steps it took; what fails is tried again at the
     /// next tick.
     fn converge(&mut self) -> usize {
-        match self.try_converge(&self.config.clone()) {
+        match bring(&mut self.dataplane, &self.config, &self.state) {
             Ok(steps) => {
                 self.behind = false;
                 steps
@@ -191,16 +192,6 @@ impl Control {
                 0
             }
         }
-    }
-
-    fn try_converge(&mut self, config: &Config) -> anyhow::Result<usize> {
-        let image = self.dataplane.image();
-        let wanted = desired(config, &self.state, image, self.dataplane.maps().capacity())?;
-        let steps = plan(image, &wanted);
-        for step in &steps {
-            self.dataplane.apply(step).with_context(|| format!("step {step:?}"))?;
-        }
-        Ok(steps.len())
     }
 
     fn tick(&mut self) {
@@ -388,29 +379,51 @@ impl Control {
             ));
         }
         let interfaces = attach::resolve(&new.interfaces).map_err(|error| refuse(format!("{error:#}")))?;
+        let mut state = self.state.clone();
+        state.inherit(&new, self.dataplane.image());
+        state.retain(&new);
         // Found out before anything is touched.
         let capacity = self.dataplane.maps().capacity();
-        desired(&new, &self.state, self.dataplane.image(), capacity)
-            .map_err(|error| refuse(error.to_string()))?;
+        desired(&new, &state, self.dataplane.image(), capacity).map_err(|error| refuse(error.to_string()))?;
 
         let services = self.service_states();
-        if (&new.interfaces, new.xdp_mode) != (&self.config.interfaces, self.config.xdp_mode) {
-            let attached = self.dataplane.maps_mut().attach(&self.pins, &interfaces, new.xdp_mode);
-            self.attached = attached.map_err(|error| refuse(format!("{error:#}")))?;
+        // An interface that was removed and made again has another number.
+        let same =
+            self.attached.iter().map(|a| (&a.name, a.index)).eq(interfaces.iter().map(|(n, i)| (n, *i)));
+        if !same || new.xdp_mode != self.config.xdp_mode {
+            match self.dataplane.maps_mut().attach(&self.pins, &interfaces, new.xdp_mode) {
+                Ok(attached) => self.attached = attached,
+                Err(error) => {
+                    self.attach_again();
+                    return Err(refuse(format!("{error:#}")));
+                }
+            }
         }
-        let steps = match self.try_converge(&new) {
+        let steps = match bring(&mut self.dataplane, &new, &state) {
             Ok(steps) => steps,
             Err(error) => {
                 self.converge();
+                self.attach_again();
                 return Err(Refusal::Failed(format!("{error:#}; the old configuration was put back")));
             }
         };
-        self.config = new;
-        self.state.retain(&self.config);
+        (self.config, self.state) = (new, state);
+        host::prepare(&self.config);
         self.runner.set_targets(self.state.targets(&self.config));
         self.tell_services(&services);
         self.emit(EventKind::Reload { operations: steps as u64 });
         Ok(ReloadOutcome { operations: steps as u64 })
+    }
+
+    /// Puts the program where the running configuration wants it: a change of mode takes it off before it is known whether
+    /// the driver agrees to the new one.
+    fn attach_again(&mut self) {
+        let interfaces = attach::resolve(&self.config.interfaces);
+        let maps = self.dataplane.maps_mut();
+        match interfaces.and_then(|all| maps.attach(&self.pins, &all, self.config.xdp_mode)) {
+            Ok(attached) => self.attached = attached,
+            Err(error) => error!("the program could not be put back on all interfaces: {error:#}"),
+        }
     }
 
     /// Brings the maps up to the configuration for the first time, and then puts the program over them: no packet sees
@@ -419,7 +432,7 @@ impl Control {
     /// # Errors
     /// When a map or an interface refuses: then the daemon does not start.
     pub fn begin(&mut self, adopted: bool, interfaces: &[(String, u32)]) -> anyhow::Result<()> {
-        let steps = self.try_converge(&self.config.clone())?;
+        let steps = bring(&mut self.dataplane, &self.config, &self.state)?;
         self.attached = self.dataplane.maps_mut().attach(&self.pins, interfaces, self.config.xdp_mode)?;
         if adopted {
             let clock = self.clock()?;
@@ -437,6 +450,16 @@ impl Control {
         // Nobody listening is no error.
         let _ = self.events.send(Event { number: self.event_number, time, kind });
     }
+}
+
+/// Makes the maps what `config` and `state` say. Says how many steps it took.
+fn bring(dataplane: &mut Dataplane<Kernel>, config: &Config, state: &State) -> anyhow::Result<usize> {
+    let wanted = desired(config, state, dataplane.image(), dataplane.maps().capacity())?;
+    let steps = plan(dataplane.image(), &wanted);
+    for step in &steps {
+        dataplane.apply(step).with_context(|| format!("step {step:?}"))?;
+    }
+    Ok(steps.len())
 }
 
 fn monotonic_nanoseconds() -> u64 {

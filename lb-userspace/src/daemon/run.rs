@@ -88,7 +88,8 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         behind: false,
     };
     if let Err(error) = control.begin(adopted, &interfaces) {
-        if !adopted {
+        // Also of an earlier start that ended before it attached anything.
+        if control.pins.links().is_ok_and(|links| links.is_empty()) {
             give_up(control.pins);
         }
         return Err(error);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_common::maglev;
 
 use super::Capacity;
-use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table};
+use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table, TableKind};
 use crate::api::types::AdminState;
 use crate::config::{Backend, Config, Listen, OnDown, Protocol, Service};
 use crate::health::Health;
@@ -95,7 +95,9 @@ pub fn desired(
                 service: service.name.clone(),
                 listen: *listen,
                 session_timeout: u32::try_from(service.session_timeout.as_secs()).unwrap_or(u32::MAX),
-                table: Table { size, members },
+                second_chance: service.second_chance && listen.protocol == Protocol::Tcp,
+                scheduler: service.scheduler,
+                table: Table { kind: TableKind::of(service.scheduler), size, members },
             };
             image.listeners.insert(id, entry);
         }

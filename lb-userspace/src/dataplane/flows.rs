@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lb_common::abi::flow::{FlowState, FlowTuple, FlowWord, WAYS};
 use lb_common::abi::net::{mapped, unmapped};
-use lb_common::hash::{FlowHash, HashKey, flow4, flow6};
+use lb_common::hash::{FlowHash, HashKey, flow4, flow6, ports};
 
 use super::image::{Id, Image, address_bytes};
 
@@ -176,14 +176,13 @@ fn hash_of(tuple: &FlowTuple, image: &Image, key: &HashKey) -> Option<FlowHash> 
     let listen = image.listeners.get(&tuple.listener)?.listen;
     let protocol = listen.protocol.wire().number();
     let vip = address_bytes(listen.address);
-    let (client_port, vip_port) = (tuple.client_port.get(), tuple.vip_port.get());
+    let ports = ports(tuple.client_port.get(), tuple.vip_port.get());
     if !listen.address.is_ipv4() {
-        return Some(flow6(key, &tuple.client, &vip, client_port, vip_port, protocol));
+        return Some(flow6(key, &tuple.client, &vip, ports, protocol));
     }
     let client = unmapped(&tuple.client);
     // The rest of a mapped address is not in the hash: it may be that of another flow.
-    (tuple.client == mapped(*client))
-        .then(|| flow4(key, client, unmapped(&vip), client_port, vip_port, protocol))
+    (tuple.client == mapped(*client)).then(|| flow4(key, client, unmapped(&vip), ports, protocol))
 }
 
 #[cfg(test)]

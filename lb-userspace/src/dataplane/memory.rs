@@ -36,6 +36,7 @@ pub struct Memory {
     tuples: Vec<AtomicU64>,
     counters: RefCell<BTreeMap<Reason, u64>>,
     stats: RefCell<BTreeMap<Id, BackendStats>>,
+    turns: RefCell<BTreeMap<Id, u32>>,
     routes: Routes,
     /// The flow table's clock.
     pub now: u16,
@@ -65,6 +66,7 @@ impl Memory {
             tuples: zeros(flow_lines * WAYS * size_of::<FlowTuple>() / 8),
             counters: RefCell::default(),
             stats: RefCell::default(),
+            turns: RefCell::default(),
             routes,
             now: 0,
             ingress: 1,
@@ -233,6 +235,17 @@ impl<'m> Env for &'m Memory {
         (self.routes)(ip.destination.into(), ip.payload_len.get().saturating_add(40))
     }
 
+    fn turn(&self, listener: u32) -> u32 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(listener).or_default();
+        *turn += 1;
+        *turn
+    }
+
+    fn random(&self) -> u32 {
+        rand::random()
+    }
+
     fn count(&self, reason: Reason) {
         *self.counters.borrow_mut().entry(reason).or_default() += 1;
     }
@@ -249,6 +262,10 @@ impl<'m> Env for &'m Memory {
         let stats = stats.entry(id).or_default();
         stats.from_packets += 1;
         stats.from_bytes += u64::from(bytes);
+    }
+
+    fn count_moved_away(&self, id: u32) {
+        self.stats.borrow_mut().entry(id).or_default().moved_away += 1;
     }
 
     fn trace(&self, _step: Step, _first: u32, _second: u32) {}

@@ -168,19 +168,20 @@ impl<M: Maps> Dataplane<M> {
     fn put_table(&mut self, id: Id, table: &Table) -> Result<(), ApplyError> {
         let slots = self.image.fill(table, self.maps.hash_key().seed);
         let old = self.maps.table_ref(id);
+        let size = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         let new = if slots.is_empty() {
             TableRef::EMPTY
         } else {
             let offset = loop {
-                match self.regions.take(table.size, Instant::now()) {
+                match self.regions.take(size, Instant::now()) {
                     Ok(offset) => break offset,
                     // Only when tables are replaced many times within a tenth of a second.
                     Err(Some(wait)) => std::thread::sleep(wait),
-                    Err(None) => return Err(ApplyError::NoRoomForTable(table.size)),
+                    Err(None) => return Err(ApplyError::NoRoomForTable(size)),
                 }
             };
             self.maps.write_slots(offset, &slots);
-            TableRef::new(offset, table.size)
+            TableRef::new(offset, size, u16::try_from(table.members.len()).unwrap_or(u16::MAX))
         };
         self.maps.write_table_ref(id, new);
         self.give_back(old);

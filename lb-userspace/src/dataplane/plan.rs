@@ -1,5 +1,7 @@
 //! The steps from one image to another, in an order in which no packet sees a hole.
 
+use std::collections::BTreeMap;
+
 use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table};
 use crate::config::{Listen, Protocol};
 
@@ -56,7 +58,8 @@ pub fn plan(actual: &Image, desired: &Image) -> Vec<Op> {
         let old = actual.listeners.get(&id).filter(|old| old.listen == new.listen);
         match old {
             Some(old) => {
-                if (&old.service, old.session_timeout) != (&new.service, new.session_timeout) {
+                let unchanged = ListenerEntry { table: old.table.clone(), ..new.clone() };
+                if *old != unchanged {
                     listeners.push(Op::PutListener(id, new.clone()));
                 }
                 if old.table != new.table {
@@ -112,13 +115,10 @@ pub fn advance(image: &mut Image, op: &Op) {
             image.backends.insert(*id, entry.clone());
         }
         Op::PutListener(id, entry) => {
-            let table = image
-                .listeners
-                .get(id)
-                .filter(|old| old.listen == entry.listen)
-                .map_or(Table { size: entry.table.size, members: Default::default() }, |old| {
-                    old.table.clone()
-                });
+            let table = image.listeners.get(id).filter(|old| old.listen == entry.listen).map_or_else(
+                || Table { members: BTreeMap::new(), ..entry.table.clone() },
+                |old| old.table.clone(),
+            );
             image.listeners.insert(*id, ListenerEntry { table, ..entry.clone() });
         }
         Op::PutTable(id, table) => {

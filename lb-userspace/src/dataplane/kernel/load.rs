@@ -72,6 +72,7 @@ fn load_with(
         .map_max_entries(map::ENDPOINTS6, capacity.listeners + capacity.backends)
         .map_max_entries(map::LISTENERS, capacity.listeners)
         .map_max_entries(map::LISTENER_NAMES, capacity.listeners)
+        .map_max_entries(map::TURNS, capacity.listeners)
         .map_max_entries(map::BACKENDS, capacity.backends)
         .map_max_entries(map::BACKEND_NAMES, capacity.backends)
         .map_max_entries(map::BACKEND_STATS, capacity.backends)

@@ -30,12 +30,15 @@ use mapped::Mapped;
 /// What reads the program's trace.
 pub type Logger = aya_log::EbpfLogger<&'static dyn log::Log>;
 
+/// Words of [`BackendStats`].
+const STATS_WORDS: usize = size_of::<BackendStats>() / 8;
+
 /// The loaded program and its maps.
 pub struct Kernel {
     endpoints4: AyaHashMap<MapData, [u8; size_of::<Endpoint4>()], Id>,
     endpoints6: AyaHashMap<MapData, [u8; size_of::<Endpoint6>()], Id>,
     counters: PerCpuArray<MapData, u64>,
-    stats: PerCpuArray<MapData, [u64; 4]>,
+    stats: PerCpuArray<MapData, [u64; STATS_WORDS]>,
     listeners: Mapped,
     listener_names: Mapped,
     backends: Mapped,
@@ -79,13 +82,14 @@ impl Kernel {
     /// When the kernel refuses to read the map.
     pub fn stats(&self, backend: Id) -> anyhow::Result<BackendStats> {
         let per_cpu = self.stats.get(&backend, 0).context("cannot read BACKEND_STATS")?;
-        let sum = per_cpu.iter().fold([0u64; 4], |sum, cpu| std::array::from_fn(|i| sum[i] + cpu[i]));
+        let sum =
+            per_cpu.iter().fold([0u64; STATS_WORDS], |sum, cpu| std::array::from_fn(|i| sum[i] + cpu[i]));
         Ok(bytemuck::must_cast(sum))
     }
 
     /// Sets a backend's statistics to zero, for a new backend with a used number.
     fn clear_stats(&mut self, backend: Id) {
-        let zeros = aya::util::nr_cpus().ok().map(|n| vec![[0u64; 4]; n]);
+        let zeros = aya::util::nr_cpus().ok().map(|n| vec![[0u64; STATS_WORDS]; n]);
         let values = zeros.and_then(|zeros| aya::maps::PerCpuValues::try_from(zeros).ok());
         if let Some(values) = values
             && let Err(error) = self.stats.set(backend, values, 0)
