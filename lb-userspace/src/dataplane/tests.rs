@@ -7,7 +7,7 @@ use lb_common::abi::net::Be16;
 use lb_common::env::{Env as _, Line as _, Reach, Route};
 use proptest::prelude::*;
 
-use super::image::{Server, address_from};
+use super::image::address_from;
 use super::memory::Memory;
 use super::plan::plan;
 use super::worlds::{CAPACITY, World, endpoints, listens, world};
@@ -63,7 +63,7 @@ fn meaning(memory: &Memory) -> Meaning {
         let table = record.table;
         let slots = (0..table.size()).map(|i| server(env.table_slot(table.offset() + i).expect("a slot")));
         let slots = slots.collect();
-        record.table = TableRef::new(0, table.size(), u16::try_from(table.members()).unwrap());
+        record.table = TableRef::new(0, table.size(), table.members() as u16);
         let listen = Listen { address, port, protocol };
         vip_of.insert(id, listen);
         meaning.listeners.insert(listen, (record, slots));
@@ -127,30 +127,10 @@ proptest! {
 /// One listener with these members, of servers that are up.
 fn image(members: &[Id]) -> Image {
     let listen = listens().next().expect("one");
-    let entry = |id: Id| image::BackendEntry {
-        name: format!("mx{id}"),
-        server: Server { listener: 1, address: [198, 51, 100, id as u8].into(), port: 25 },
-        weight: 1,
-        health: crate::health::Health::Up,
-        admin: crate::api::types::AdminState::Enabled,
-        reset_when_down: true,
-    };
-    let table = Table {
-        kind: image::TableKind::Maglev,
-        size: 131,
-        members: members.iter().map(|id| (*id, 1)).collect(),
-    };
-    let listener = image::ListenerEntry {
-        service: "mail".to_owned(),
-        listen,
-        session_timeout: 600,
-        second_chance: true,
-        scheduler: crate::config::Scheduler::Maglev,
-        table,
-    };
+    let server = |id: Id| worlds::server(1, [198, 51, 100, id as u8].into());
     Image {
-        listeners: [(1, listener)].into(),
-        backends: members.iter().map(|id| (*id, entry(*id))).collect(),
+        listeners: [(1, worlds::listener(listen, members.iter().copied()))].into(),
+        backends: members.iter().map(|id| (*id, server(*id))).collect(),
     }
 }
 

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::Capacity;
 use super::desired::{Verdicts, desired};
-use super::image::Image;
+use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table, TableKind};
 use crate::api::types::AdminState;
 use crate::config::{
     Backend, Config, Control, Forward, Listen, OnDown, Pool, Protocol, Scheduler, Service, XdpMode,
@@ -76,6 +76,31 @@ pub fn endpoints() -> impl Iterator<Item = (IpAddr, u16, Protocol)> {
     all.flat_map(|(address, port)| [Protocol::Tcp, Protocol::Udp].map(|protocol| (address, port, protocol)))
 }
 
+/// A listener of service `mail` with these backends in its table.
+pub fn listener(listen: Listen, members: impl IntoIterator<Item = Id>) -> ListenerEntry {
+    let members = members.into_iter().map(|id| (id, 1)).collect();
+    ListenerEntry {
+        service: "mail".to_owned(),
+        listen,
+        session_timeout: 600,
+        second_chance: true,
+        scheduler: Scheduler::Maglev,
+        table: Table { kind: TableKind::Maglev, size: 131, members },
+    }
+}
+
+/// A server that is up, behind port 25 of a listener.
+pub fn server(listener: Id, address: IpAddr) -> BackendEntry {
+    BackendEntry {
+        name: address.to_string(),
+        server: Server { listener, address, port: 25 },
+        weight: 1,
+        health: Health::Up,
+        admin: AdminState::Enabled,
+        reset_when_down: true,
+    }
+}
+
 fn backend() -> impl Strategy<Value = Backend> {
     let port = prop_oneof![3 => Just(None), 1 => Just(Some(2525))];
     let weight = prop_oneof![4 => Just(1), 1 => Just(0), 1 => 2u16..4];
@@ -96,18 +121,20 @@ fn pool() -> impl Strategy<Value = Pool> {
     })
 }
 
-/// How a service treats its flows: idle timeout, scheduler, second chance.
-type Manner = (Duration, Scheduler, bool);
-
-fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Manner)> {
+/// The VIPs by number, the pool, and the rest.
+fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Service)> {
     let timeout = prop_oneof![Just(600), Just(30)].prop_map(Duration::from_secs);
     let scheduler = prop_oneof![
-        Just(Scheduler::Maglev),
-        Just(Scheduler::SourceHash),
-        Just(Scheduler::RoundRobin),
-        Just(Scheduler::Random)
+        4 => Just(Scheduler::Maglev),
+        1 => Just(Scheduler::SourceHash),
+        2 => Just(Scheduler::RoundRobin),
+        1 => Just(Scheduler::Random)
     ];
-    (prop::collection::btree_set(0..VIPS.len(), 1..4), pool(), (timeout, scheduler, any::<bool>()))
+    let rest = (timeout, scheduler, any::<bool>()).prop_map(|(session_timeout, scheduler, second_chance)| {
+        let (name, listen) = (String::new(), Vec::new());
+        Service { name, listen, pool: 0, forward: Forward::Nat, scheduler, second_chance, session_timeout }
+    });
+    (prop::collection::btree_set(0..VIPS.len(), 1..4), pool(), rest)
 }
 
 /// A valid configuration: what would collide with an earlier part of it is left out.
@@ -115,9 +142,7 @@ fn config() -> impl Strategy<Value = Config> {
     prop::collection::vec(service(), 1..=SERVICES.len()).prop_map(|parts| {
         let (mut vips, mut origins) = (BTreeSet::new(), BTreeSet::new());
         let (mut pools, mut services) = (Vec::new(), Vec::new());
-        for (name, (numbers, mut pool, (session_timeout, scheduler, second_chance))) in
-            SERVICES.into_iter().zip(parts)
-        {
+        for (name, (numbers, mut pool, rest)) in SERVICES.into_iter().zip(parts) {
             let mut listen: Vec<Listen> = Vec::new();
             for one in numbers.into_iter().filter_map(|number| listens().nth(number)) {
                 let new: BTreeSet<_> = pool
@@ -132,15 +157,7 @@ fn config() -> impl Strategy<Value = Config> {
                 }
             }
             name.clone_into(&mut pool.name);
-            services.push(Service {
-                name: name.to_owned(),
-                listen,
-                pool: pools.len(),
-                forward: Forward::Nat,
-                scheduler,
-                session_timeout,
-                second_chance,
-            });
+            services.push(Service { name: name.to_owned(), listen, pool: pools.len(), ..rest });
             pools.push(pool);
         }
         Config {

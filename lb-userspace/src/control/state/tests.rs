@@ -121,6 +121,27 @@ fn a_new_daemon_with_another_file_keeps_what_still_means_something() {
 }
 
 #[test]
+fn another_check_inherits_the_health_and_a_known_one_keeps_its_own() {
+    let before = parsed(BASE);
+    let mut state = State::default();
+    state.report(&report(&before, "198.51.100.11", 25, Health::Up));
+    state.report(&report(&before, "198.51.100.12", 25, Health::Down));
+    let left = image(&before, &state);
+    // The maps are behind what was learnt since.
+    state.report(&report(&before, "198.51.100.12", 25, Health::Up));
+    let health = |config: &Config, state: &State| {
+        verdicts(config, state).into_iter().map(|(.., health, _)| health).take(2).collect::<Vec<_>>()
+    };
+    let mut unchanged = state.clone();
+    unchanged.inherit(&before, &left);
+    assert_eq!(health(&before, &unchanged), [Health::Up, Health::Up]);
+    let after = parsed(&BASE.replace("\"tcp\"", "\"smtp\""));
+    assert_eq!(health(&after, &state), [Health::Unknown, Health::Unknown]);
+    state.inherit(&after, &left);
+    assert_eq!(health(&after, &state), [Health::Up, Health::Down]);
+}
+
+#[test]
 fn what_is_no_longer_configured_is_forgotten() {
     let config = parsed(BASE);
     let mut state = State::default();

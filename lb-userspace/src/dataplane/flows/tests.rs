@@ -7,11 +7,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{Listen, Protocol};
-use crate::dataplane::image::{BackendEntry, ListenerEntry, Server, Table};
-use crate::health::Health;
+use crate::dataplane::worlds;
 
 const KEY: HashKey = HashKey { words: [2, 7, 1, 8, 2, 8, 1, 8, 2, 8], seed: 0x0123_4567_89ab_cdef };
 const LINES: usize = 4;
+/// As [`worlds::listener`] has it.
 const SESSION: u32 = 600;
 
 /// The words that a flow table stands on.
@@ -65,31 +65,8 @@ fn image() -> Image {
     let mut image = Image::default();
     for (id, vip, server) in [(1, "203.0.113.10", "198.51.100.11"), (2, "2001:db8::10", "2001:db8:64::11")] {
         let listen = Listen { address: vip.parse().unwrap(), port: 25, protocol: Protocol::Tcp };
-        let table = Table {
-            kind: crate::dataplane::image::TableKind::Maglev,
-            size: 131,
-            members: BTreeMap::from([(id, 1)]),
-        };
-        let service = "mail".to_owned();
-        image.listeners.insert(
-            id,
-            ListenerEntry {
-                service,
-                listen,
-                session_timeout: SESSION,
-                second_chance: true,
-                scheduler: crate::config::Scheduler::Maglev,
-                table,
-            },
-        );
-        let backend = BackendEntry {
-            name: "mx1".to_owned(),
-            server: Server { listener: id, address: server.parse().unwrap(), port: 25 },
-            weight: 1,
-            health: Health::Up,
-            admin: crate::api::types::AdminState::Enabled,
-            reset_when_down: true,
-        };
+        image.listeners.insert(id, worlds::listener(listen, [id]));
+        let backend = worlds::server(id, server.parse().unwrap());
         image.backends.insert(id, backend);
     }
     image

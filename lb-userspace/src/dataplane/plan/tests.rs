@@ -6,10 +6,8 @@ use std::net::IpAddr;
 use lb_common::abi::BackendFlags;
 use proptest::prelude::*;
 
-use super::super::worlds::{World, listens, world};
+use super::super::worlds::{World, listener, listens, server, world};
 use super::*;
-use crate::api::types::AdminState;
-use crate::health::Health;
 
 /// What packets can see: where endpoints lead, and the records behind them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -168,30 +166,9 @@ proptest! {
 #[test]
 fn a_vip_that_moves_to_another_listener_is_overwritten() {
     let listen = listens().next().expect("one");
-    let image = |listener: Id, backend: Id| {
-        let server = Server { listener, address: [198, 51, 100, 11].into(), port: 25 };
-        let entry = BackendEntry {
-            name: "mx1".to_owned(),
-            server,
-            weight: 1,
-            health: Health::Up,
-            admin: AdminState::Enabled,
-            reset_when_down: true,
-        };
-        let table = Table {
-            kind: crate::dataplane::image::TableKind::Maglev,
-            size: 131,
-            members: [(backend, 1)].into(),
-        };
-        let listener_entry = ListenerEntry {
-            service: "mail".to_owned(),
-            listen,
-            session_timeout: 600,
-            second_chance: true,
-            scheduler: crate::config::Scheduler::Maglev,
-            table,
-        };
-        Image { listeners: [(listener, listener_entry)].into(), backends: [(backend, entry)].into() }
+    let image = |id: Id, backend: Id| Image {
+        listeners: [(id, listener(listen, [backend]))].into(),
+        backends: [(backend, server(id, [198, 51, 100, 11].into()))].into(),
     };
     let (a, b) = (image(1, 1), image(2, 2));
     let (start, end) = (Seen::of(&a), Seen::of(&b));
