@@ -4,6 +4,7 @@
 //! path, the checks and the API: requests, check results and a tick come in one after the other, so nothing needs a
 //! lock.
 
+pub mod passive;
 pub mod request;
 pub mod resets;
 pub mod state;

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::passive::Passive;
 use crate::api::types::AdminState;
 use crate::config::{Backend, Config, Listen, Service};
 use crate::dataplane::desired::Verdicts;
-use crate::dataplane::image::{BackendEntry, Image};
+use crate::dataplane::image::{BackendEntry, Image, Server};
 use crate::health::{Health, Report, Target};
 
 /// What the checks of one target have found.
@@ -27,6 +28,8 @@ pub type Name = (String, String);
 pub struct State {
     checked: BTreeMap<Target, Checked>,
     admin: BTreeMap<Name, AdminState>,
+    /// What the packet path has noticed.
+    pub passive: Passive,
 }
 
 impl State {
@@ -142,6 +145,10 @@ impl Verdicts for State {
 
     fn admin(&self, service: &Service, backend: &Backend) -> AdminState {
         self.admin.get(&(service.name.clone(), backend.name.clone())).copied().unwrap_or_default()
+    }
+
+    fn suspects(&self, server: &Server) -> bool {
+        self.passive.suspects(server)
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::request::{Refusal, Request};
 use super::resets::{self, Connection};
-use super::state::State;
+use super::state::{State, uses};
 use super::status::{self, Sources};
 use crate::api::types::{
     AdminState, BackendChange, CounterValue, Counters, Event, EventKind, Flows, ReloadOutcome, ServiceState,
@@ -23,13 +23,13 @@ use crate::config::{self, Config};
 use crate::daemon::host;
 use crate::dataplane::desired::desired;
 use crate::dataplane::flows::{Clock, Swept};
-use crate::dataplane::image::{Id, address_from};
+use crate::dataplane::image::{Id, Server, address_from};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach::{self, Attached};
 use crate::dataplane::kernel::pins::Pins;
 use crate::dataplane::plan::plan;
 use crate::dataplane::{Dataplane, Maps};
-use crate::health::{Report, Runner};
+use crate::health::{Report, Runner, Target};
 
 /// How often flows are aged and counted, and what failed is tried again.
 const TICK: Duration = Duration::from_secs(1);
@@ -115,6 +115,10 @@ impl Control {
         let mut changed = false;
         let mut before = Vec::new();
         for report in batch {
+            if report.result.is_ok() {
+                let servers = self.servers(&report.target);
+                changed |= self.state.passive.acquit(|server| servers.contains(server));
+            }
             if let Err(error) = &report.result {
                 debug!("check of {} failed: {error}", report.target.address);
             }
@@ -137,12 +141,24 @@ impl Control {
         self.reset_connections();
     }
 
+    /// The backends whose health a target tells.
+    fn servers(&self, target: &Target) -> Vec<Server> {
+        let image = self.dataplane.image();
+        let uses = self.config.services.iter().flat_map(|service| uses(&self.config, service));
+        uses.filter(|(used, ..)| used == target)
+            .filter_map(|(_, listen, backend)| {
+                let port = backend.port.unwrap_or(listen.port);
+                Some(Server { listener: image.listener_at(listen)?, address: backend.address, port })
+            })
+            .collect()
+    }
+
     fn tell_health(&mut self, report: &Report) {
         let reason =
             report.result.as_ref().err().map_or_else(|| "check succeeded".to_owned(), ToString::to_string);
         let mut told = Vec::new();
         for service in &self.config.services {
-            for (target, _, backend) in super::state::uses(&self.config, service) {
+            for (target, _, backend) in uses(&self.config, service) {
                 if target == report.target {
                     told.push((service.name.clone(), backend.name.clone()));
                 }
@@ -203,7 +219,38 @@ impl Control {
             Ok(clock) => self.swept = self.dataplane.maps().flows().sweep(self.dataplane.image(), clock),
             Err(error) => warn!("flows were not aged: {error:#}"),
         }
+        self.suspect();
         self.reset_connections();
+    }
+
+    /// Takes backends out of the tables that the packet path has found silent, and gives those another try that no check
+    /// will acquit.
+    fn suspect(&mut self) {
+        let now = Instant::now();
+        let maps = self.dataplane.maps();
+        let moved = |id| maps.stats(id).map_or(0, |stats| stats.moved_away);
+        let found = self.state.passive.observe(self.dataplane.image(), moved, now);
+        let mut expired = false;
+        if self.state.passive.has_suspects() {
+            let targets = self.state.targets(&self.config);
+            let checked: Vec<Server> = targets.iter().flat_map(|(target, _)| self.servers(target)).collect();
+            expired = self.state.passive.expire(now, |server| checked.contains(server));
+        }
+        if found.is_empty() && !expired {
+            return;
+        }
+        self.converge();
+        for (id, moved_away) in found {
+            let image = self.dataplane.image();
+            let Some(backend) = image.backends.get(&id) else { continue };
+            let Some(listener) = image.listeners.get(&backend.server.listener) else { continue };
+            let (service, backend) = (listener.service.clone(), backend.name.clone());
+            warn!(
+                "{service}/{backend} left {moved_away} connections unanswered within a second: no new ones until its next \
+                 good check"
+            );
+            self.emit(EventKind::Suspect { service, backend, moved_away });
+        }
     }
 
     fn clock(&mut self) -> anyhow::Result<Clock> {

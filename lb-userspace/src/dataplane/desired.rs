@@ -26,6 +26,11 @@ pub struct TooMany {
 pub trait Verdicts {
     fn health(&self, config: &Config, service: &Service, listen: &Listen, backend: &Backend) -> Health;
     fn admin(&self, service: &Service, backend: &Backend) -> AdminState;
+
+    /// Whether the packet path found the server silent.
+    fn suspects(&self, _server: &Server) -> bool {
+        false
+    }
 }
 
 /// The image for `config`. Whatever `previous` already has keeps its number.
@@ -85,6 +90,7 @@ pub fn desired(
                     health: verdicts.health(config, service, listen, backend),
                     admin: verdicts.admin(service, backend),
                     reset_when_down: pool.on_down == OnDown::Reset && listen.protocol == Protocol::Tcp,
+                    suspect: verdicts.suspects(&server),
                 };
                 if entry.takes_new_flows() {
                     members.insert(number, entry.weight);

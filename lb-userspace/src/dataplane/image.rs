@@ -76,6 +76,8 @@ pub struct BackendEntry {
     pub admin: AdminState,
     /// Its established connections are reset while it is down.
     pub reset_when_down: bool,
+    /// The packet path found it silent: no new flows for now.
+    pub suspect: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,7 +138,7 @@ impl ListenerEntry {
 impl BackendEntry {
     /// Whether new flows may go to it.
     pub fn takes_new_flows(&self) -> bool {
-        self.health == Health::Up && self.admin == AdminState::Enabled && self.weight > 0
+        self.health == Health::Up && self.admin == AdminState::Enabled && self.weight > 0 && !self.suspect
     }
 
     pub fn flags(&self) -> BackendFlags {

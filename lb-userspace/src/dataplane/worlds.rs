@@ -98,6 +98,7 @@ pub fn server(listener: Id, address: IpAddr) -> BackendEntry {
         health: Health::Up,
         admin: AdminState::Enabled,
         reset_when_down: true,
+        suspect: false,
     }
 }
 

@@ -92,6 +92,7 @@ fn backend(kernel: &Kernel, id: Id, record: &Backend, server: Server) -> Backend
         },
         // Known only while it is down; wrong otherwise, and written anew then.
         reset_when_down: record.flags.has(BackendFlags::RESET),
+        suspect: false,
     }
 }
 
