@@ -24,7 +24,7 @@ pub fn victim<L: Line>(line: L, now: u16) -> usize {
     for way in 0..WAYS {
         let word = line.load(way);
         let age = now.wrapping_sub(word.time());
-        let cost = rank(word.state()) << 16 | (u16::MAX - age) as u32;
+        let cost = rank(word.state()) << 16 | u32::from(u16::MAX - age);
         if cost < least {
             least = cost;
             victim = way;

@@ -13,7 +13,7 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_get_prandom
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::flow::{FlowLine, FlowTuple, FlowWord, WAYS};
 use lb_common::abi::net::{Be16, Protocol};
-use lb_common::abi::{Backend, Endpoint4, Endpoint6, Listener, Side, TableRef};
+use lb_common::abi::{self, Backend, Endpoint4, Endpoint6, Listener, Side, TableRef};
 use lb_common::env::{Env, Line, Reach, Route, Step};
 use lb_common::flow;
 use lb_common::hash::Key;
@@ -233,6 +233,11 @@ impl Env for Kernel<'_> {
     #[inline(always)]
     fn ingress(&self) -> u32 {
         self.0.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn is_port(&self, ifindex: u32) -> bool {
+        maps::PORTS.get(ifindex % abi::PORTS) == Some(&ifindex)
     }
 
     #[inline(always)]

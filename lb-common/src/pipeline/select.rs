@@ -130,8 +130,14 @@ fn continued(state: FlowState, flags: Option<TcpFlags>, backend: BackendFlags) -
         // A datagram needs no connection: it goes on to a backend that is up.
         None if state == FlowState::Datagram && !backend.has(BackendFlags::DOWN) => state,
         None => FlowState::Free,
+        // A SYN for a living connection is stray or forged, or its client has forgotten it. The backend knows: it asks the
+        // client where it stands (RFC 5961 section 4), and a client that has forgotten answers with a RST.
         Some(flags) if flags.opens() => match state {
-            FlowState::Opening | FlowState::Answered if !backend.has(BackendFlags::DOWN) => state,
+            FlowState::Opening | FlowState::Answered | FlowState::Established
+                if !backend.has(BackendFlags::DOWN) =>
+            {
+                state
+            }
             _ => FlowState::Free,
         },
         Some(_) if state == FlowState::Direct => FlowState::Free,

@@ -1,5 +1,7 @@
 //! The daemon is killed, stopped and started again; the packet path goes on.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use lb_lab::traffic::udp::{Datagrams, UdpEcho, UdpStream};
@@ -23,6 +25,21 @@ fn assert_nothing_lost(result: &Datagrams) {
     assert_eq!(result.servers.len(), 1, "a flow changed its server: {:?}", result.servers);
 }
 
+/// Connections that are established, with the server of each. Those that the prober makes last a moment only.
+fn held_flows(rig: &Rig) -> BTreeSet<(SocketAddr, String)> {
+    let once = || -> BTreeSet<(SocketAddr, String)> {
+        let flows = rig.matapa.flows().unwrap().flows.into_iter();
+        flows
+            .filter(|flow| flow.service == "echo" && flow.state == "established")
+            .map(|flow| (flow.client, flow.backend))
+            .collect()
+    };
+    let first = once();
+    pause(100);
+    let second = once();
+    first.intersection(&second).cloned().collect()
+}
+
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
 fn killed_and_started_again_under_load_it_loses_no_packet() {
@@ -40,10 +57,18 @@ fn killed_and_started_again_under_load_it_loses_no_packet() {
     let prober = rig.prober();
     pause(500);
     let old = rig.matapa.status().unwrap();
+    let known = held_flows(&rig);
     rig.matapa.kill().unwrap();
     pause(700);
     let new = rig.matapa.start().unwrap();
     assert_ne!(old.pid, new.pid);
+    let flows_now = held_flows(&rig);
+    assert_eq!(known.len(), 100, "{known:?}");
+    let lost: Vec<_> = known.difference(&flows_now).collect();
+    assert!(lost.is_empty(), "lost or moved: {lost:?}");
+    for (before, after) in old.services.iter().zip(&new.services) {
+        assert!(after.packets > before.packets, "the counters of {} began anew", after.name);
+    }
     pause(700);
     assert_prompt(&prober.finish().unwrap());
     for stream in streams {

@@ -82,6 +82,11 @@ impl<'m> FlowTable<'m> {
         })
     }
 
+    /// Every occupied place: its number, its word, and the tuple beside it as it stands, another flow's for a moment.
+    pub fn entries(&self) -> impl Iterator<Item = (usize, FlowWord, FlowTuple)> {
+        self.occupied().map(|(index, _, word)| (index, word, self.tuple(index)))
+    }
+
     /// Frees what has been idle too long, and counts the rest.
     pub fn sweep(&self, image: &Image, clock: Clock) -> Swept {
         let mut swept = Swept::default();

@@ -1,7 +1,7 @@
 //! Maps in plain memory, and the packet code over them: what the tests compare the kernel with.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,6 +42,8 @@ pub struct Memory {
     pub now: u16,
     /// The interface that packets come in on.
     pub ingress: u32,
+    /// The interfaces that do not carry the program.
+    pub elsewhere: BTreeSet<u32>,
 }
 
 impl std::fmt::Debug for Memory {
@@ -70,6 +72,7 @@ impl Memory {
             routes,
             now: 0,
             ingress: 1,
+            elsewhere: BTreeSet::new(),
         }
     }
 
@@ -225,6 +228,10 @@ impl<'m> Env for &'m Memory {
 
     fn ingress(&self) -> u32 {
         self.ingress
+    }
+
+    fn is_port(&self, ifindex: u32) -> bool {
+        !self.elsewhere.contains(&ifindex)
     }
 
     fn route4(&self, ip: &Ipv4, _protocol: Wire) -> Route {

@@ -114,6 +114,7 @@ impl<M: Maps> Dataplane<M> {
         &self.maps
     }
 
+    /// For what changes more than maps, such as running the program.
     pub fn maps_mut(&mut self) -> &mut M {
         &mut self.maps
     }

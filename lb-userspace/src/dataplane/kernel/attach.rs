@@ -10,6 +10,7 @@ use aya::programs::{ProgramError, XdpMode as AyaMode};
 use lb_common::abi;
 use log::{info, warn};
 
+use super::link::take_off;
 use super::pins::Pins;
 use super::{Kernel, load};
 use crate::config::XdpMode;
@@ -74,7 +75,7 @@ impl Kernel {
                 }
                 Err(error) => {
                     for pin in fresh {
-                        remove(&pin);
+                        detach(&pin);
                     }
                     return Err(error);
                 }
@@ -84,9 +85,10 @@ impl Kernel {
             let wanted = attached.iter().any(|a| pins.link(&a.name, a.index, a.mode()) == pin);
             if !wanted {
                 info!("taking the program off {}", pin.display());
-                remove(&pin);
+                detach(&pin);
             }
         }
+        self.set_ports(&attached.iter().map(|a| a.index).collect::<Vec<_>>());
         self.pin_program(pins)?;
         Ok(attached)
     }
@@ -113,7 +115,7 @@ impl Kernel {
                 return Ok((attached, pin, false));
             }
             // Another mode is wanted, or the interface was removed and made again under the same number.
-            remove(&pin);
+            detach(&pin);
         }
         let native = match mode {
             XdpMode::Generic => false,
@@ -165,8 +167,10 @@ impl Kernel {
 
     fn pin_program(&mut self, pins: &Pins) -> anyhow::Result<()> {
         let path = pins.program();
-        if path.exists() {
-            remove(&path);
+        if path.exists()
+            && let Err(error) = fs::remove_file(&path)
+        {
+            complain(&path, &error);
         }
         load::xdp(&mut self.ebpf, abi::PROGRAM)?
             .pin(&path)
@@ -174,10 +178,14 @@ impl Kernel {
     }
 }
 
-fn remove(pin: &Path) {
-    if let Err(error) = fs::remove_file(pin) {
-        warn!("cannot remove the pin {}: {error}", pin.display());
+fn detach(pin: &Path) {
+    if let Err(error) = take_off(pin) {
+        complain(pin, &error);
     }
+}
+
+fn complain(pin: &Path, error: &std::io::Error) {
+    warn!("cannot remove the pin {}: {error}", pin.display());
 }
 
 fn errno(error: &ProgramError) -> Option<i32> {

@@ -1,6 +1,7 @@
 //! The kernel's maps and program.
 
 pub mod attach;
+mod link;
 pub mod load;
 mod mapped;
 pub mod pins;
@@ -46,6 +47,7 @@ pub struct Kernel {
     tables: Mapped,
     flows: Mapped,
     tuples: Mapped,
+    ports: Mapped,
     control: Mapped,
     capacity: Capacity,
     key: HashKey,
@@ -147,6 +149,16 @@ impl Kernel {
             .info()?
             .verified_instruction_count()
             .context("the kernel does not say how many instructions it verified")
+    }
+
+    /// Names the interfaces to which packets may be redirected; all others are the kernel's.
+    pub fn set_ports(&self, indexes: &[u32]) {
+        for place in 0..abi::PORTS {
+            let index = indexes.iter().find(|index| *index % abi::PORTS == place);
+            if let Some(word) = self.ports.element(place as usize).first() {
+                word.store(u64::from(index.copied().unwrap_or(0)), Ordering::Relaxed);
+            }
+        }
     }
 
     /// Says in the maps that a daemon is alive, at this many nanoseconds of the monotonic clock.

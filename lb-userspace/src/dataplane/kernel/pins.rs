@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::link::take_off;
 use anyhow::{Context as _, bail};
 use log::info;
 use nix::fcntl::{Flock, FlockArg};
@@ -102,7 +103,7 @@ impl Pins {
     /// When a pin cannot be removed.
     pub fn remove_all(self) -> io::Result<()> {
         for link in self.links()? {
-            fs::remove_file(link)?;
+            take_off(&link)?;
         }
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
