@@ -14,6 +14,7 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -41,8 +42,10 @@ enum Task {
     Build(build::Options),
     /// Check format, clippy, documentation and licences
     Lint,
-    /// Run everything: setup, build, lint, host tests, and tests in network namespaces (as root)
+    /// Run everything: setup, build, lint, host tests, tests in network namespaces (as root), and other kernels
     Test(test::Options),
+    /// Boot Linux 6.1 and 6.12 in QEMU: load the program there, run its tests, and send traffic through it
+    Vm(vm::Options),
     /// Show Matapa at work in a network of namespaces, or run it on this host
     Run(run::Options),
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Task::Build(options) => build::command(&workspace, &options),
         Task::Lint => lint::command(&workspace),
         Task::Test(options) => test::command(&workspace, &options),
+        Task::Vm(options) => vm::command(&workspace, &options),
         Task::Run(options) => run::command(&workspace, options),
     };
     match outcome {

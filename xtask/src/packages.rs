@@ -1,4 +1,4 @@
-//! The programs the lab needs, and Debian's way to get them.
+//! The programs the lab and the virtual machines need, and Debian's way to get them.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -52,6 +52,21 @@ pub const LAB: [Need; 12] = [
     need("smtp-sink", ["postfix", "postfix", "postfix", "postfix"], How::Unpack),
 ];
 
+/// Everything that booting another kernel needs.
+pub const MACHINES: [Need; 7] = [
+    need(
+        "qemu-system-x86_64",
+        ["qemu-system-x86", "qemu-system-x86-core", "qemu-system-x86", "qemu-system-x86_64"],
+        How::Install,
+    ),
+    need("busybox", ["busybox-static", "busybox", "busybox", "busybox-static"], How::Install),
+    need("ip", ["iproute2", "iproute", "iproute2", "iproute2"], How::Install),
+    need("ethtool", ["ethtool", "ethtool", "ethtool", "ethtool"], How::Install),
+    need("depmod", ["kmod", "kmod", "kmod", "kmod"], How::Install),
+    need("xz", ["xz-utils", "xz", "xz", "xz"], How::Install),
+    need("strip", ["binutils", "binutils", "binutils", "binutils"], How::Install),
+];
+
 /// Programs that come with another of the list, but are looked for as well.
 const COMPANIONS: [(&str, &str); 1] = [("smtp-sink", "smtp-source")];
 
@@ -68,8 +83,8 @@ impl Need {
 }
 
 /// What of the list is not on this machine.
-pub fn missing() -> Vec<&'static Need> {
-    LAB.iter().filter(|need| !need.is_present()).collect()
+pub fn missing(list: &'static [Need]) -> Vec<&'static Need> {
+    list.iter().filter(|need| !need.is_present()).collect()
 }
 
 /// Get what is missing; ends with an error that names each program that still is.
@@ -85,7 +100,7 @@ pub fn provide(workspace: &Workspace, wanted: &[&'static Need]) -> Result<()> {
     for need in wanted.iter().filter(|need| need.how == How::Unpack) {
         unpack(workspace, need)?;
     }
-    let still = missing();
+    let still: Vec<&'static Need> = wanted.iter().copied().filter(|need| !need.is_present()).collect();
     if !still.is_empty() {
         bail!("{}", by_hand(&still));
     }
@@ -142,7 +157,7 @@ pub fn install(workspace: &Workspace, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn apt_get() -> Command {
+pub fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command
         .args(["-y", "-q", "--no-install-recommends"])
@@ -162,7 +177,7 @@ pub fn refresh_lists(workspace: &Workspace) -> Result<()> {
     run_logged("apt-get update", &log, apt_get().arg("update")).map(drop)
 }
 
-fn lists_are_fresh() -> bool {
+pub fn lists_are_fresh() -> bool {
     let Ok(entries) = fs::read_dir("/var/lib/apt/lists") else { return false };
     let newest = entries
         .flatten()
@@ -226,7 +241,7 @@ fn unpack(workspace: &Workspace, need: &Need) -> Result<()> {
     fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))
 }
 
-fn only_archive(dir: &Path) -> Result<PathBuf> {
+pub fn only_archive(dir: &Path) -> Result<PathBuf> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     entries
         .flatten()

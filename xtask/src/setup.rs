@@ -9,6 +9,7 @@ use crate::linker;
 use crate::packages;
 use crate::process::seconds;
 use crate::toolchain::{self, Install, Toolchain};
+use crate::vm;
 use crate::workspace::Workspace;
 
 /// What the BPF build needs.
@@ -24,8 +25,9 @@ pub fn command(workspace: &Workspace, check: bool) -> Result<bool> {
     let install = if check { Install::No } else { Install::Yes };
     let compiler = bpf(workspace, install);
     let programs = lab(workspace, install);
+    let kernels = machines(workspace, &vm::Series::ALL, install).map(drop);
     let mut complete = true;
-    for error in [compiler.map(drop), programs].into_iter().filter_map(Result::err) {
+    for error in [compiler.map(drop), programs, kernels].into_iter().filter_map(Result::err) {
         complete = false;
         eprintln!("error: {error:#}");
     }
@@ -51,13 +53,30 @@ pub fn bpf(workspace: &Workspace, install: Install) -> Result<Bpf> {
 /// The programs the test networks run.
 pub fn lab(workspace: &Workspace, install: Install) -> Result<()> {
     let start = Instant::now();
-    let missing = packages::missing();
-    if !missing.is_empty() {
-        if install == Install::No {
-            anyhow::bail!("{}", packages::by_hand(&missing));
-        }
-        packages::provide(workspace, &missing)?;
-    }
+    programs(workspace, &packages::LAB, install)?;
     println!("lab programs: all {} found [{}]", packages::LAB.len(), seconds(start.elapsed()));
     Ok(())
+}
+
+/// What boots other kernels, and those kernels.
+pub fn machines(workspace: &Workspace, series: &[vm::Series], install: Install) -> Result<Vec<vm::Kernel>> {
+    let start = Instant::now();
+    programs(workspace, &packages::MACHINES, install)?;
+    println!(
+        "virtual machine: all {} programs found [{}]",
+        packages::MACHINES.len(),
+        seconds(start.elapsed())
+    );
+    series.iter().map(|one| vm::Kernel::find(workspace, *one, install)).collect()
+}
+
+fn programs(workspace: &Workspace, list: &'static [packages::Need], install: Install) -> Result<()> {
+    let missing = packages::missing(list);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if install == Install::No {
+        anyhow::bail!("{}", packages::by_hand(&missing));
+    }
+    packages::provide(workspace, &missing)
 }

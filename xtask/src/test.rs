@@ -13,21 +13,23 @@ use crate::process::{host_cargo, seconds, stream};
 use crate::report::{Report, Tests};
 use crate::setup::{self, Bpf};
 use crate::toolchain::Install;
+use crate::vm;
 use crate::workspace::Workspace;
 
 /// The packages with tests marked `#[ignore]` because they need root and network namespaces.
-const ROOT_PACKAGES: [&str; 2] = ["lb-userspace", "lb-lab"];
-/// Tells tests which binary to run, and where the checkout is.
-const BINARY_VARIABLE: &str = "MATAPA_BIN";
-const ROOT_VARIABLE: &str = "MATAPA_ROOT";
+pub const ROOT_PACKAGES: [&str; 2] = ["lb-userspace", "lb-lab"];
+/// Tells tests which binary to run.
+pub const BINARY_VARIABLE: &str = "MATAPA_BIN";
+/// Tells tests where the checkout is.
+pub const ROOT_VARIABLE: &str = "MATAPA_ROOT";
 
 /// What to test.
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// Only the XDP program and the host tests: no lint, nothing that needs root
+    /// Only the XDP program and the host tests: no lint, nothing that needs root, no other kernel
     #[arg(long)]
     quick: bool,
-    /// Only tests whose name contains this; leaves lint out
+    /// Only tests whose name contains this; leaves lint and other kernels out
     filter: Option<String>,
 }
 
@@ -47,6 +49,9 @@ pub fn command(workspace: &Workspace, options: &Options) -> Result<bool> {
     });
     if !options.quick {
         report.tests("root tests", |tests| root_tests(workspace, options, binary.as_deref(), tests));
+        if options.filter.is_none() {
+            vm::stage(workspace, &vm::Series::ALL, binary.as_deref(), &mut report);
+        }
     }
     println!("\nall stages took {}", seconds(start.elapsed()));
     print!("{report}");
@@ -107,7 +112,7 @@ fn root_tests(
     run(&mut cargo, options, &["--ignored", "--test-threads=1"], tests)
 }
 
-fn cargo_test(workspace: &Workspace, binary: Option<&Path>) -> Command {
+pub fn cargo_test(workspace: &Workspace, binary: Option<&Path>) -> Command {
     let mut cargo = host_cargo(workspace);
     cargo.args(["test", "--no-fail-fast"]).env(ROOT_VARIABLE, &workspace.root);
     match binary {

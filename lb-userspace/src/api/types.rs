@@ -117,7 +117,7 @@ pub struct Counters {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CounterValue {
     pub value: u64,
-    /// `forward`, `pass` or `drop`.
+    /// `forward`, `pass`, `drop` or `note`.
     pub verdict: String,
     pub help: String,
 }

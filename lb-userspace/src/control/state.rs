@@ -30,7 +30,8 @@ pub struct State {
 }
 
 impl State {
-    /// What an earlier daemon left in the maps: operators' wishes, and the last known health of the servers of `config`.
+    /// What an earlier daemon left in the maps: operators' wishes, and the last known health of the servers of
+    /// `config`.
     pub fn restore(config: &Config, image: &Image) -> Self {
         let mut state = Self::default();
         for service in &config.services {
@@ -180,3 +181,6 @@ fn known<'i>(image: &'i Image, listen: &Listen, backend: &Backend) -> Option<&'i
 fn targets_with_use(config: &Config) -> impl Iterator<Item = (Target, &Listen, &Backend)> {
     config.services.iter().flat_map(|service| uses(config, service))
 }
+
+#[cfg(test)]
+mod tests;

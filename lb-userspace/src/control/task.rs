@@ -180,7 +180,8 @@ impl Control {
         }
     }
 
-    /// Makes the maps what configuration and state say. Says how many steps it took; what fails is tried again at the next tick.
+    /// Makes the maps what configuration and state say. Says how many steps it took; what fails is tried again at the
+    /// next tick.
     fn converge(&mut self) -> usize {
         match bring(&mut self.dataplane, &self.config, &self.state) {
             Ok(steps) => {
@@ -224,7 +225,8 @@ impl Control {
         self.dataplane.maps_mut().clock()
     }
 
-    /// Ends the connections of backends that are down, as far as their pools want that. Repeated at each tick for those that are left.
+    /// Ends the connections of backends that are down, as far as their pools want that. Repeated at each tick for those
+    /// that are left.
     fn reset_connections(&mut self) {
         let image = self.dataplane.image();
         let down = BackendFlags::DOWN.with(BackendFlags::RESET);
@@ -390,7 +392,8 @@ impl Control {
         let refuse = |text: String| Refusal::Invalid(format!("{text}; nothing was changed"));
         if new.control != self.config.control {
             return Err(refuse(
-                "control.socket and control.metrics cannot change while the daemon runs: restart it, forwarding goes on meanwhile"
+                "control.socket and control.metrics cannot change while the daemon runs: restart it, \
+                 forwarding goes on meanwhile"
                     .to_owned(),
             ));
         }
@@ -441,8 +444,8 @@ impl Control {
         }
     }
 
-    /// Brings the maps up to the configuration for the first time, and then puts the program over them: no packet sees a
-    /// half-filled table.
+    /// Brings the maps up to the configuration for the first time, and then puts the program over them: no packet sees
+    /// a half-filled table.
     ///
     /// # Errors
     /// When a map or an interface refuses: then the daemon does not start.

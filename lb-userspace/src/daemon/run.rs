@@ -33,7 +33,7 @@ pub struct Options {
     pub trace_packets: bool,
 }
 
-/// Flows that new maps have room for: 56 MiB.
+/// Lines of the flow table in new maps: room for a million flows, in 32 MiB.
 const FLOW_LINES: u32 = 1 << 17;
 
 /// Runs the daemon until SIGTERM or SIGINT.

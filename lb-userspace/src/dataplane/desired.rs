@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_common::maglev;
 
 use super::Capacity;
-use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table};
+use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table, TableKind};
 use crate::api::types::AdminState;
 use crate::config::{Backend, Config, Listen, OnDown, Protocol, Service};
 use crate::health::Health;
@@ -13,7 +13,8 @@ use crate::health::Health;
 /// Why a configuration does not fit into the maps as they are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{wanted} {what} are configured, but the maps in use were made for {capacity}; run `matapa detach` and start the daemon again to make them larger (this interrupts forwarding)"
+    "{wanted} {what} are configured, but the maps in use were made for {capacity}; run `matapa detach` and start the \
+     daemon again to make them larger (this interrupts forwarding)"
 )]
 pub struct TooMany {
     what: &'static str,
@@ -95,7 +96,8 @@ pub fn desired(
                 listen: *listen,
                 session_timeout: u32::try_from(service.session_timeout.as_secs()).unwrap_or(u32::MAX),
                 second_chance: service.second_chance && listen.protocol == Protocol::Tcp,
-                table: Table { size, members },
+                scheduler: service.scheduler,
+                table: Table { kind: TableKind::of(service.scheduler), size, members },
             };
             image.listeners.insert(id, entry);
         }
@@ -110,8 +112,8 @@ fn table_size(listeners: usize, capacity: Capacity) -> u32 {
     maglev::SIZES.into_iter().find(|size| (*size as usize) < share).unwrap_or(smallest)
 }
 
-/// Numbers that the previous image does not use: one that is given up is reused by a later image at the earliest, when nothing
-/// refers to it any more.
+/// Numbers that the previous image does not use: one that is given up is reused by a later image at the earliest, when
+/// nothing refers to it any more.
 struct Numbers {
     used: Vec<Id>,
     next: Id,
@@ -132,3 +134,6 @@ impl Numbers {
         (id < self.capacity).then_some(id)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,8 +58,8 @@ fn names() -> String {
 }
 
 impl Kernel {
-    /// Puts the program on these interfaces, and on no others. One that has an older daemon's program gets the new one in its
-    /// place, between two packets. When one cannot be attached, the new ones are taken off again.
+    /// Puts the program on these interfaces, and on no others. One that has an older daemon's program gets the new one
+    /// in its place, between two packets. When one cannot be attached, the new ones are taken off again.
     ///
     /// # Errors
     /// When the kernel or driver refuses; the text says what to do.
@@ -94,6 +94,7 @@ impl Kernel {
                 detach(&pin);
             }
         }
+        self.set_ports(&attached.iter().map(|a| a.index).collect::<Vec<_>>());
         self.pin_program(pins)?;
         Ok(attached)
     }
@@ -129,8 +130,8 @@ impl Kernel {
                 Ok(done) => return Ok(done),
                 Err(error) if refused_by_driver(&error) => {
                     warn!(
-                        "the driver of {name} cannot run XDP ({error:#}); using generic mode, which costs several times as \
-                         much per packet. `xdp_mode = \"generic\"` makes this choice silent"
+                        "the driver of {name} cannot run XDP ({error:#}); using generic mode, which costs several \
+                         times as much per packet. `xdp_mode = \"generic\"` makes this choice silent"
                     );
                     false
                 }
@@ -203,7 +204,8 @@ fn errno(error: &ProgramError) -> Option<i32> {
 fn explain(name: &str, error: ProgramError) -> anyhow::Error {
     let hint = match errno(&error) {
         Some(libc::EBUSY) => format!(
-            "another XDP program is on {name}; take it off with `ip link set dev {name} xdp off` or by the program that put it there"
+            "another XDP program is on {name}; take it off with `ip link set dev {name} xdp off` or by the program \
+             that put it there"
         ),
         Some(libc::EPERM) => format!("not allowed to attach to {name}; run as root"),
         _ => format!("cannot attach to {name}"),

@@ -7,8 +7,8 @@ use aya::maps::MapData;
 use bytemuck::Pod;
 use memmap2::{MmapOptions, MmapRaw};
 
-/// The values of an array map made with `BPF_F_MMAPABLE`. Each is a whole number of 64-bit words, as the kernel rounds the
-/// size of an element up to that.
+/// The values of an array map made with `BPF_F_MMAPABLE`. Each is a whole number of 64-bit words, as the kernel rounds
+/// the size of an element up to that.
 #[derive(Debug)]
 pub struct Mapped {
     memory: MmapRaw,

@@ -1,0 +1,220 @@
+# Real traffic through Matapa: client, gateway and server on two cables, veth or virtio, native mode.
+# Usage: traffic.sh veth|virtio
+kind=$1
+dir=/run/$kind
+socket=$dir/control.sock
+log=$dir/matapa.log
+vip4=203.0.113.10
+vip6=[2001:db8:cb::10]
+export MATAPA_PIN_DIR=/sys/fs/bpf/$kind
+mkdir -p $dir
+
+pass() { echo "vm: pass $kind: $1"; }
+
+fail() {
+    echo "vm: fail $kind: $1: $(tail -n 1 $dir/out)"
+    cat $dir/out
+    echo "--- matapa's log"
+    cat $log
+    echo "--- matapa's counters"
+    cli show counters 2>&1
+}
+
+# check NAME COMMAND...
+check() {
+    name=$1
+    shift
+    if "$@" >$dir/out 2>&1; then pass "$name"; else fail "$name"; fi
+}
+
+inside() {
+    space=$1
+    shift
+    nsenter --net=/run/netns/$space "$@"
+}
+
+cli() { timeout 10 matapa --socket $socket "$@"; }
+
+# Repeats a command for ten seconds until it succeeds.
+until_good() {
+    tries=0
+    until "$@"; do
+        tries=$((tries + 1))
+        [ $tries -lt 50 ] || return 1
+        usleep 200000
+    done
+}
+
+# Gives a name and a namespace to the device with this MAC address.
+move() {
+    for device in /sys/class/net/*; do
+        read -r mac <$device/address
+        if [ "$mac" = "02:00:00:00:00:0$1" ]; then
+            ip link set ${device##*/} name $3 netns $2
+            return
+        fi
+    done
+    echo "no network device has the MAC address 02:00:00:00:00:0$1"
+    return 1
+}
+
+cables() {
+    for space in client gateway server; do
+        ip netns add $space && ip -n $space link set lo up || return 1
+        inside $space sh -c 'echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad'
+    done
+    if [ $kind = veth ]; then
+        ip -n client link add eth0 type veth peer name ext netns gateway &&
+            ip -n server link add eth0 type veth peer name int netns gateway || return 1
+        # Frames that XDP sends are dropped unless the other end polls, which GRO makes it do.
+        inside client ethtool -K eth0 gro on && inside server ethtool -K eth0 gro on || return 1
+    else
+        move 1 client eth0 && move 2 gateway ext && move 3 gateway int && move 4 server eth0 || return 1
+    fi
+    if [ $kind = veth ]; then
+        # XDP sees a packet before its checksum is filled in unless the sender does it itself.
+        inside client ethtool -K eth0 tx off && inside server ethtool -K eth0 tx off || return 1
+    fi
+}
+
+addresses() {
+    ip -n client -batch - <<BATCH || return 1
+link set eth0 up
+addr add 192.0.2.2/24 dev eth0
+addr add 2001:db8:c1::2/64 dev eth0 nodad
+route add default via 192.0.2.1
+route add default via 2001:db8:c1::1
+BATCH
+    ip -n server -batch - <<BATCH || return 1
+link set eth0 up
+addr add 198.51.100.11/24 dev eth0
+addr add 198.51.100.12/24 dev eth0
+addr add 2001:db8:64::11/64 dev eth0 nodad
+addr add 2001:db8:64::12/64 dev eth0 nodad
+route add default via 198.51.100.1
+route add default via 2001:db8:64::1
+BATCH
+    ip -n gateway -batch - <<BATCH || return 1
+link set ext up
+link set int up
+addr add 192.0.2.1/24 dev ext
+addr add 2001:db8:c1::1/64 dev ext nodad
+addr add 203.0.113.10/32 dev ext
+addr add 2001:db8:cb::10/128 dev ext nodad
+addr add 198.51.100.1/24 dev int
+addr add 2001:db8:64::1/64 dev int nodad
+BATCH
+    inside gateway sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward && echo 1 >/proc/sys/net/ipv6/conf/all/forwarding'
+}
+
+network() { cables && addresses; }
+
+servers() {
+    for number in 11 12; do
+        mkdir -p $dir/www$number
+        echo $number >$dir/www$number/name
+        ln -s $dir/big $dir/www$number/big
+        inside server httpd -p 198.51.100.$number:80 -h $dir/www$number || return 1
+        inside server httpd -p [2001:db8:64::$number]:80 -h $dir/www$number || return 1
+    done
+    dd if=/dev/urandom of=$dir/big bs=64k count=16 2>/dev/null
+}
+
+configuration() {
+    cat >$dir/matapa.toml <<TOML
+interfaces = ["ext", "int"]
+xdp_mode = "native"
+
+[pools.web]
+check = { type = "tcp", interval = "500ms", timeout = "2s", rise = 1, fall = 2 }
+backends = [
+  { name = "a", address = "198.51.100.11" },
+  { name = "b", address = "198.51.100.12" },
+  { name = "a-v6", address = "2001:db8:64::11" },
+  { name = "b-v6", address = "2001:db8:64::12" },
+]
+
+[services.web]
+listen = ["$vip4:80", "$vip6:80"]
+pool = "web"
+TOML
+    cli check -c $dir/matapa.toml
+}
+
+daemon() {
+    inside gateway matapa --socket $socket run -c $dir/matapa.toml >>$log 2>&1 &
+    pid=$!
+    for try in $(seq 100); do
+        cli show interfaces && return
+        kill -0 $pid || break
+        usleep 200000
+    done
+    echo "$(tail -n 1 $log)"
+    return 1
+}
+
+native() {
+    for device in ext int; do
+        ip -n gateway -details link show dev $device
+        ip -n gateway -details link show dev $device | grep -q 'prog/xdp ' || return 1
+    done
+}
+
+backends_up() {
+    until_good all_up && return
+    cli show backends
+    echo "not all of the four backends came up"
+    return 1
+}
+
+all_up() { [ "$(cli show backends --json | tr ',{}' '\n' | grep -c '"health": *"up"')" = 4 ]; }
+
+get() { inside client wget -q -T 10 -O - "http://$1/$2"; }
+
+both_answer() {
+    rm -f $dir/names
+    for try in $(seq 12); do
+        get "$1" name >>$dir/names || return 1
+    done
+    [ "$(sort -u $dir/names | tr '\n' ' ')" = "11 12 " ] && return
+    cat $dir/names
+    echo "12 connections did not reach both servers"
+    return 1
+}
+
+whole() { get "$1" big | cmp - $dir/big; }
+
+killed() {
+    kill -9 $pid
+    wait $pid
+    native >/dev/null && get $vip4 name && get $vip6 name
+}
+
+adopted() { daemon && grep -i adopt $log && get $vip4 name; }
+
+detached() {
+    kill $pid && wait $pid
+    cli detach || return 1
+    native >/dev/null && echo "the program is still attached" && return 1
+    [ ! -e $MATAPA_PIN_DIR ] || [ -z "$(ls $MATAPA_PIN_DIR)" ]
+}
+
+check "network" network
+check "servers" servers
+check "configuration" configuration
+check "matapa starts" daemon
+check "native mode" native
+check "backends come up" backends_up
+check "12 connections over IPv4" both_answer $vip4
+check "12 connections over IPv6" both_answer $vip6
+check "a megabyte over IPv4" whole $vip4
+check "a megabyte over IPv6" whole $vip6
+cli show counters
+check "forwarding outlives kill -9" killed
+check "a new daemon takes over" adopted
+check "matapa detach leaves nothing" detached
+
+killall httpd
+for space in client gateway server; do
+    ip netns delete $space
+done
