@@ -186,6 +186,14 @@ impl Matapa {
         self.process.as_mut().map_or(Ok(()), Process::kill)
     }
 
+    /// SIGHUP: the daemon applies its configuration file again, and tells its log how that went.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn hangup(&mut self) -> Result<()> {
+        self.process.as_mut().context("the daemon was not started")?.signal(libc::SIGHUP)
+    }
+
     /// SIGTERM: the daemon ends, forwarding goes on.
     ///
     /// # Errors

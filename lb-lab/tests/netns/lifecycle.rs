@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lb_lab::traffic::udp::{Datagrams, UdpEcho, UdpStream};
 use lb_lab::traffic::{Dialect, EchoServer, Flows};
+use lb_lab::wait_until;
 
 use crate::support::{ECHO, NO_CHECK, Rig, TCP_CHECK, assert_prompt, echo_config, interfaces, service, vips};
 
@@ -129,6 +130,54 @@ fn it_starts_where_the_interfaces_were_made_anew() {
     rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
     rig.matapa.wait_healthy(Duration::from_secs(5)).unwrap();
     assert_prompt(&rig.connect_echo());
+    drop(echo);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn killed_at_any_moment_of_its_start_it_starts_again() {
+    let mut rig = Rig::prepare(&echo_config(NO_CHECK), &["mx1", "mx2"]);
+    let echo: Vec<_> =
+        rig.topology.servers.iter().map(|host| EchoServer::start(host, ECHO).unwrap()).collect();
+    // Over nothing, and over what the killed ones left: pins, half of the maps, links.
+    for moment in (0..150).step_by(10) {
+        rig.matapa.launch().unwrap();
+        pause(moment);
+        rig.matapa.kill().unwrap();
+    }
+    rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+    assert_prompt(&rig.connect_echo());
+    // Under load no packet may notice.
+    let prober = rig.prober();
+    let flows = Flows::open(rig.client(), vips(ECHO), 20, Dialect::Echo, Duration::from_millis(20)).unwrap();
+    for moment in (0..150).step_by(10) {
+        rig.matapa.kill().unwrap();
+        rig.matapa.launch().unwrap();
+        pause(moment);
+    }
+    rig.matapa.kill().unwrap();
+    rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+    assert_prompt(&prober.finish().unwrap());
+    for flow in flows.snapshot() {
+        assert!(flow.alive() && flow.longest_wait < Duration::from_millis(900), "{flow:?}");
+    }
+    drop((flows, echo));
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn interfaces_that_are_made_anew_get_the_program_again() {
+    let (mut rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    rig.topology.replace_cables(rig.gateway()).unwrap();
+    wait_until("the program on both interfaces", Duration::from_secs(3), || {
+        Ok((rig.matapa.attached("ext")? && rig.matapa.attached("int")?).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+    rig.matapa.wait_healthy(Duration::from_secs(5)).unwrap();
+    assert_prompt(&rig.connect_echo());
+    rig.matapa.check_running().unwrap();
     drop(echo);
     rig.finish();
 }

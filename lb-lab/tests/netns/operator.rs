@@ -148,3 +148,24 @@ fn events_tell_what_happens() {
     drop((monitor, open, echo));
     rig.finish();
 }
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn connections_of_clients_that_are_gone_are_not_told_of_every_second() {
+    let (rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    let monitor = rig.matapa.monitor().unwrap();
+    let open = Flows::open(rig.client(), vips(ECHO), 20, Dialect::Echo, Duration::from_millis(50)).unwrap();
+    rig.topology.clients[0].unplug().unwrap();
+    rig.server(1).unplug().unwrap();
+    rig.matapa.wait_up(&["mx2", "mx2-v6"], LIMIT).unwrap();
+    std::thread::sleep(Duration::from_secs(4));
+    for name in ["mx1", "mx1-v6"] {
+        let told = monitor.seen().into_iter().filter(
+            |one| matches!(&one.event.kind, EventKind::FlowsReset { backend, .. } if backend == name),
+        );
+        let told = told.count();
+        assert!((1..=2).contains(&told), "{told} times for {name}");
+    }
+    drop((monitor, open, echo));
+    rig.finish();
+}

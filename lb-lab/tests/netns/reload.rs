@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lb_lab::traffic::{Dialect, EchoServer, Flows};
+use lb_lab::wait_until;
 
 use crate::support::{ECHO, Rig, TCP_CHECK, assert_prompt, echo_config, interfaces, servers, service, vips};
 
@@ -171,6 +172,29 @@ fn a_bad_file_changes_nothing() {
     assert_prompt(&prober.finish().unwrap());
     assert_eq!(servers(&rig.connect_echo()), ["mx1", "mx2"]);
     assert!(rig.matapa.status().unwrap().service("echo").is_some());
+    drop(echo);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_hangup_reloads_and_the_log_has_every_error() {
+    let (mut rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    let bad = echo_config(TCP_CHECK).replace("pool = \"echo\"", "pool = \"ecko\"\nshceduler = \"maglev\"");
+    rig.matapa.write_config(&bad).unwrap();
+    rig.matapa.hangup().unwrap();
+    wait_until("the errors in the log", Duration::from_secs(2), || {
+        let log = rig.matapa.log();
+        Ok(["ecko", "shceduler", "nothing was changed"].iter().all(|word| log.contains(word)).then_some(()))
+    })
+    .unwrap();
+    assert!(rig.matapa.status().unwrap().service("echo").is_some());
+    rig.matapa.write_config(&(echo_config(TCP_CHECK) + &service("more", 8007, "tcp", "", &[1]))).unwrap();
+    rig.matapa.hangup().unwrap();
+    wait_until("the new service", Duration::from_secs(2), || {
+        Ok(rig.matapa.status()?.service("more").is_some().then_some(()))
+    })
+    .unwrap();
     drop(echo);
     rig.finish();
 }

@@ -50,6 +50,8 @@ pub struct Control {
     pub swept: Swept,
     pub started: Instant,
     pub event_number: u64,
+    /// Of backends that are down, how many connections were left at the last tick.
+    pub resetting: BTreeMap<Id, u64>,
     /// The maps are not what they should be: a step failed, to be tried again.
     pub behind: bool,
 }
@@ -215,6 +217,7 @@ impl Control {
         if self.behind {
             self.converge();
         }
+        self.follow_interfaces();
         match self.clock() {
             Ok(clock) => self.swept = self.dataplane.maps().flows().sweep(self.dataplane.image(), clock),
             Err(error) => warn!("flows were not aged: {error:#}"),
@@ -253,6 +256,18 @@ impl Control {
         }
     }
 
+    /// An interface that was removed and made again, such as by a driver that was loaded anew, has lost the program.
+    fn follow_interfaces(&mut self) {
+        let present = attach::present(&self.config.interfaces);
+        let is_new = |(name, index): &&(String, u32)| {
+            !self.attached.iter().any(|a| (&a.name, a.index) == (name, *index))
+        };
+        let Some((name, _)) = present.iter().find(is_new) else { return };
+        info!("{name} was made anew and gets the program");
+        self.attach_again();
+        host::prepare(&self.config);
+    }
+
     fn clock(&mut self) -> anyhow::Result<Clock> {
         self.dataplane.maps_mut().clock()
     }
@@ -264,6 +279,7 @@ impl Control {
         let down = BackendFlags::DOWN.with(BackendFlags::RESET);
         let doomed = |id: Id| image.backends.get(&id).is_some_and(|b| b.flags().has(down));
         if !image.backends.values().any(|b| b.flags().has(down)) {
+            self.resetting.clear();
             return;
         }
         let key = self.dataplane.maps().hash_key();
@@ -289,6 +305,9 @@ impl Control {
             });
             *per_backend.entry(flow.backend).or_default() += 1;
         }
+        // Clients that are gone do not answer: they are asked again until their flows expire, but not told of again.
+        let before = std::mem::replace(&mut self.resetting, per_backend.clone());
+        per_backend.retain(|id, flows| before.get(id) != Some(flows));
         if connections.is_empty() {
             return;
         }
@@ -465,9 +484,8 @@ impl Control {
     /// Puts the program where the running configuration wants it: a change of mode takes it off before it is known whether
     /// the driver agrees to the new one.
     fn attach_again(&mut self) {
-        let interfaces = attach::resolve(&self.config.interfaces);
-        let maps = self.dataplane.maps_mut();
-        match interfaces.and_then(|all| maps.attach(&self.pins, &all, self.config.xdp_mode)) {
+        let present = attach::present(&self.config.interfaces);
+        match self.dataplane.maps_mut().attach(&self.pins, &present, self.config.xdp_mode) {
             Ok(attached) => self.attached = attached,
             Err(error) => error!("the program could not be put back on all interfaces: {error:#}"),
         }

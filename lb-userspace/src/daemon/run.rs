@@ -1,5 +1,6 @@
 //! Starting in an order in which a failure leaves nothing behind, and stopping so that forwarding goes on.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -85,6 +86,7 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         swept: Swept::default(),
         started,
         event_number: 0,
+        resetting: BTreeMap::new(),
         behind: false,
     };
     if let Err(error) = control.begin(adopted, &interfaces) {

@@ -49,6 +49,12 @@ pub fn desired(
     let known: BTreeMap<Listen, Id> = previous.listeners.iter().map(|(id, l)| (l.listen, *id)).collect();
     let servers: BTreeMap<Server, Id> = previous.backends.iter().map(|(id, b)| (b.server, *id)).collect();
 
+    let kept = config.services.iter().flat_map(|service| &service.listen).map(|listen| {
+        let size = known.get(listen).map_or(size, |id| previous.listeners[id].table.size);
+        u64::from(size) + 1
+    });
+    let crowded = kept.sum::<u64>() > u64::from(capacity.table_slots / 2);
+
     let mut image = Image::default();
     for service in &config.services {
         let pool = &config.pools[service.pool];
@@ -62,8 +68,8 @@ pub fn desired(
                     capacity: capacity.listeners,
                 })?,
             };
-            // A table keeps its size: another one would move flows that nobody wanted moved.
-            let size = known_id.map_or(size, |id| previous.listeners[&id].table.size);
+            // A table keeps its size while there is room: another one would move flows that nobody wanted moved.
+            let size = known_id.filter(|_| !crowded).map_or(size, |id| previous.listeners[&id].table.size);
             let mut members = BTreeMap::new();
             for backend in pool.backends.iter().filter(|b| b.address.is_ipv4() == listen.address.is_ipv4()) {
                 let server = Server {

@@ -44,6 +44,12 @@ pub fn resolve(interfaces: &[String]) -> anyhow::Result<Vec<(String, u32)>> {
         .collect()
 }
 
+/// As [`resolve`], without those that are not there.
+pub fn present(interfaces: &[String]) -> Vec<(String, u32)> {
+    let index = |name: &String| nix::net::if_::if_nametoindex(name.as_str()).ok();
+    interfaces.iter().filter_map(|name| Some((name.clone(), index(name)?))).collect()
+}
+
 fn names() -> String {
     let names = nix::net::if_::if_nameindex().map(|all| {
         all.iter().map(|i| i.name().to_string_lossy().into_owned()).collect::<Vec<_>>().join(", ")
