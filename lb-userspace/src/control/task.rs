@@ -14,7 +14,7 @@ use tokio::time::MissedTickBehavior;
 use super::request::{Refusal, Request};
 use super::resets::{self, Connection};
 use super::state::{State, uses};
-use super::status::{self};
+use super::status;
 use crate::api::types::{Event, EventKind, ServiceState};
 use crate::config::Config;
 use crate::dataplane::flows::{Clock, Swept};
