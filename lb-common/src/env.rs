@@ -39,6 +39,9 @@ pub enum Reach {
     Known,
     /// The kernel knows the way but not yet the neighbour's MAC address.
     NeighbourUnknown,
+    /// The kernel knows the way, by an interface that does not carry the program: its driver may be unable to send what
+    /// XDP redirects, and would lose it silently.
+    Elsewhere,
     /// Larger than the MTU on the way.
     TooBig,
     /// The destination is the gateway itself, or there is no route.
@@ -117,9 +120,15 @@ pub trait Env {
     fn now(&self) -> u16;
     /// Index of the interface the packet came in on.
     fn ingress(&self) -> u32;
+    /// Whether the interface with this index carries the program.
+    fn is_port(&self, ifindex: u32) -> bool;
     /// Where a packet with this header goes.
     fn route4(&self, ip: &Ipv4, protocol: Protocol) -> Route;
     fn route6(&self, ip: &Ipv6, protocol: Protocol) -> Route;
+
+    /// A number that grows by one at each call for the same listener on the same CPU.
+    fn turn(&self, listener: u32) -> u32;
+    fn random(&self) -> u32;
 
     fn count(&self, reason: Reason);
     fn count_to_backend(&self, id: u32, bytes: u32);

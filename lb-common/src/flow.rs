@@ -24,7 +24,7 @@ pub fn victim<L: Line>(line: L, now: u16) -> usize {
     for way in 0..WAYS {
         let word = line.load(way);
         let age = now.wrapping_sub(word.time());
-        let cost = rank(word.state()) << 16 | (u16::MAX - age) as u32;
+        let cost = rank(word.state()) << 16 | u32::from(u16::MAX - age);
         if cost < least {
             least = cost;
             victim = way;
@@ -70,10 +70,16 @@ const fn may_evict(state: FlowState) -> u32 {
     }
 }
 
+/// Whether [`record`] would find a place for a new flow in this state.
+#[inline(always)]
+pub fn takes<L: Line>(line: L, state: FlowState, now: u16) -> bool {
+    rank(line.load(line.victim(now)).state()) <= may_evict(state)
+}
+
 /// Puts a new flow into its line, in the place of the one that hurts least.
 #[inline(always)]
 pub fn record<L: Line>(line: L, new: FlowWord) -> Recorded {
-    let way = line.victim(new.time()) & (WAYS - 1);
+    let way = line.victim(new.time());
     let old = line.load(way);
     if rank(old.state()) > may_evict(new.state()) || !line.replace(way, old, new) {
         return Recorded { way: WAYS, evicted: false };
@@ -116,5 +122,5 @@ pub const fn after_backend(state: FlowState, flags: TcpFlags) -> FlowState {
 /// Whether a line has a free way.
 #[inline(always)]
 pub fn has_room<L: Line>(line: L) -> bool {
-    line.load(line.victim(0) & (WAYS - 1)).is_free()
+    line.load(line.victim(0)).is_free()
 }

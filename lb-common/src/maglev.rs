@@ -28,6 +28,35 @@ pub fn next(slot_at: impl Fn(u32) -> Option<u32>, size: u32, slot: u32, current:
     own
 }
 
+/// The turns of weighted round robin, spread evenly: each turn goes to the candidate that is furthest behind its share. As many
+/// slots as the weights add up to once their common divisor is taken out, or about `limit` where that is more. `None` when no
+/// candidate has a weight.
+#[cfg(any(test, feature = "std"))]
+pub fn rotation(candidates: &[Candidate], limit: u32) -> Option<Vec<u32>> {
+    fn gcd(a: u32, b: u32) -> u32 {
+        if b == 0 { a } else { gcd(b, a % b) }
+    }
+    let mut order: Vec<u32> = (0..).zip(candidates).filter(|(_, c)| c.weight > 0).map(|(i, _)| i).collect();
+    order.sort_by_key(|&i| candidates[i as usize].identity);
+    let weight = |i: u32| u32::from(candidates[i as usize].weight);
+    let divisor = order.iter().copied().map(weight).reduce(gcd)?;
+    let sum: u32 = order.iter().copied().map(weight).sum();
+    // Weights so different that they do not fit are rounded; nobody loses all turns.
+    let scale = (sum / divisor).div_ceil(limit.max(1)) * divisor;
+    let shares: Vec<i64> = order.iter().map(|&i| i64::from((weight(i) / scale).max(1))).collect();
+    let all: i64 = shares.iter().sum();
+    let mut credit = vec![0i64; shares.len()];
+    let turns = (0..all).map(|_| {
+        for (credit, share) in credit.iter_mut().zip(&shares) {
+            *credit += share;
+        }
+        let next = (0..credit.len()).max_by_key(|&i| (credit[i], std::cmp::Reverse(i))).unwrap_or(0);
+        credit[next] -= all;
+        order[next]
+    });
+    Some(turns.collect())
+}
+
 /// A backend as the table sees it.
 #[cfg(any(test, feature = "std"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +192,17 @@ mod tests {
             let moved = before.iter().zip(&after).filter(|(b, a)| **b != leaver && b != a).count();
             assert!(moved <= 655, "{moved} slots moved when backend {leaver} left");
         }
+    }
+
+    #[test]
+    fn turns_are_spread_and_exact() {
+        let candidates = [candidate(1, 2), candidate(2, 4), candidate(3, 0), candidate(4, 6)];
+        let turns = rotation(&candidates, 65_537).unwrap();
+        assert_eq!(shares(&turns, 4), [1, 2, 0, 3]);
+        assert!(turns.windows(3).all(|w| w[0] != w[1] || w[1] != w[2]), "{turns:?}");
+        assert_eq!(rotation(&candidates[2..3], 10), None);
+        let uneven = rotation(&[candidate(1, 1000), candidate(2, 999), candidate(3, 1)], 131).unwrap();
+        assert!(uneven.len() <= 132 && uneven.contains(&2), "{}", uneven.len());
     }
 
     #[test]

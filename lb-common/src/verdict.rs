@@ -79,9 +79,9 @@ reasons! {
     ToBackend = "to_backend", Forward, "A client's packet was rewritten and sent to its backend.";
     ToClient = "to_client", Forward, "A backend's packet was rewritten and sent to its client.";
     ToBackendByKernel = "to_backend_by_kernel", Forward,
-        "A client's packet was rewritten and left to the kernel, which finds the backend's MAC address first.";
+        "A client's packet was rewritten and left to the kernel, which finds the backend's MAC address first, or sends it by an interface without the program.";
     ToClientByKernel = "to_client_by_kernel", Forward,
-        "A backend's packet was rewritten and left to the kernel, which finds the client's MAC address first.";
+        "A backend's packet was rewritten and left to the kernel, which finds the client's MAC address first, or sends it by an interface without the program.";
     ClientReset = "client_reset", Forward,
         "A client's packet for a backend that is down was answered with a RST, so that the client connects anew.";
 

@@ -9,11 +9,11 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT,
     BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup,
 };
-use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
+use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64};
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::flow::{FlowLine, FlowTuple, FlowWord, WAYS};
 use lb_common::abi::net::{Be16, Protocol};
-use lb_common::abi::{Backend, Endpoint4, Endpoint6, Listener, Side, TableRef};
+use lb_common::abi::{self, Backend, Endpoint4, Endpoint6, Listener, Side, TableRef};
 use lb_common::env::{Env, Line, Reach, Route, Step};
 use lb_common::flow;
 use lb_common::hash::Key;
@@ -236,6 +236,11 @@ impl Env for Kernel<'_> {
     }
 
     #[inline(always)]
+    fn is_port(&self, ifindex: u32) -> bool {
+        maps::PORTS.get(ifindex % abi::PORTS) == Some(&ifindex)
+    }
+
+    #[inline(always)]
     fn route4(&self, ip: &Ipv4, protocol: Protocol) -> Route {
         self.lookup(|params| {
             params.family = AF_INET;
@@ -257,6 +262,24 @@ impl Env for Kernel<'_> {
             params.__bindgen_anon_3.ipv6_src = words(&ip.source);
             params.__bindgen_anon_4.ipv6_dst = words(&ip.destination);
         })
+    }
+
+    #[inline(always)]
+    fn turn(&self, listener: u32) -> u32 {
+        match maps::TURNS.get_ptr_mut(listener) {
+            // SAFETY: this CPU's own value, and XDP programs do not interrupt each other on a CPU.
+            Some(turn) => unsafe {
+                *turn = (*turn).wrapping_add(1);
+                *turn
+            },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a helper call without arguments.
+        unsafe { bpf_get_prandom_u32() }
     }
 
     #[inline(always)]

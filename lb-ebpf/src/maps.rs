@@ -44,6 +44,14 @@ pub static FLOWS: Array<FlowLine> = Array::with_max_entries(1 << 13, MMAPABLE);
 #[map]
 pub static FLOW_TUPLES: Array<FlowTuple> = Array::with_max_entries(WAYS as u32 * (1 << 13), MMAPABLE);
 
+/// Indexes of the interfaces that carry the program, each at its place by the low bits.
+#[map]
+pub static PORTS: Array<u32> = Array::with_max_entries(abi::PORTS, MMAPABLE);
+
+/// The next turn of each listener that goes by round robin.
+#[map]
+pub static TURNS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1024, 0);
+
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT as u32, 0);
 #[map]

@@ -56,7 +56,7 @@ fn log(ctx: &XdpContext, step: u32, first: u32, second: u32) {
         NO_FLOW => info!(ctx, "unknown flow"),
         PICKED => info!(ctx, "slot {} holds backend {}", first, second),
         MOVED => info!(ctx, "backend {} was silent, backend {} is next", first, second),
-        ROUTED => info!(ctx, "route {}", first),
+        ROUTED => info!(ctx, "route {} by interface {}", first, second),
         DONE => info!(ctx, "action {} for reason {}", second, first),
         _ => {}
     }

@@ -7,16 +7,20 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INSTALLED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn note(_signal: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-/// Turns SIGINT, SIGTERM and SIGHUP into an orderly end.
+/// Turns SIGINT, SIGTERM and SIGHUP into an orderly end. Once: what a second signal does stays as it is.
 ///
 /// # Errors
 /// When the kernel refuses the handlers.
 pub fn install() -> Result<()> {
+    if INSTALLED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
     // SA_RESETHAND: the second signal takes its default action.
     let action = SigAction::new(
         SigHandler::Handler(note),

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::resource::{Resource, setrlimit};
 use serde::{Deserialize, Serialize};
 
+use crate::interrupt;
 use crate::netns::{self, Netns};
 use crate::process::{self, Finished, Process};
 
@@ -55,6 +56,9 @@ impl Lab {
         if !nix::unistd::geteuid().is_root() {
             bail!("a lab needs root: it makes network namespaces and loads a BPF program");
         }
+        // Ctrl-C must not leave the lab behind: waits end, and what follows removes it.
+        interrupt::install()?;
+        interrupt::check()?;
         sweep(false)?;
         // Hundreds of connections with both ends in one process.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, 65_536, 65_536);

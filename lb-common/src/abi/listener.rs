@@ -48,6 +48,27 @@ impl ListenerFlags {
     }
 }
 
+/// How a new flow picks its slot in the table.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SchedulerCode(pub u32);
+
+impl SchedulerCode {
+    /// By the hash of its 5-tuple.
+    pub const MAGLEV: Self = Self(0);
+    /// By the hash of the client's address alone.
+    pub const SOURCE_HASH: Self = Self(1);
+    /// The next one, on each CPU for itself.
+    pub const ROUND_ROBIN: Self = Self(2);
+    /// Any.
+    pub const RANDOM: Self = Self(3);
+
+    /// Whether the same packet would get the same slot again.
+    pub const fn is_stateless(self) -> bool {
+        self.0 == Self::MAGLEV.0 || self.0 == Self::SOURCE_HASH.0
+    }
+}
+
 /// One VIP, port and protocol.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -63,7 +84,8 @@ pub struct Listener {
     /// Seconds after which an idle established flow is forgotten. Read by the daemon's sweep only.
     pub session_timeout: u32,
     pub flags: ListenerFlags,
-    pub reserved: [u32; 7],
+    pub scheduler: SchedulerCode,
+    pub reserved: [u32; 6],
 }
 
 impl Listener {

@@ -15,7 +15,7 @@ pub use backend::{Backend, BackendFlags};
 pub use control::Control;
 pub use endpoint::{Endpoint4, Endpoint6, Side};
 pub use flow::{FlowTuple, FlowWord};
-pub use listener::{Listener, ListenerFlags, TableRef};
+pub use listener::{Listener, ListenerFlags, SchedulerCode, TableRef};
 pub use net::{Be16, Family, Protocol};
 pub use stats::BackendStats;
 
@@ -34,11 +34,13 @@ pub mod map {
     pub const TABLES: &str = "TABLES";
     pub const FLOWS: &str = "FLOWS";
     pub const FLOW_TUPLES: &str = "FLOW_TUPLES";
+    pub const PORTS: &str = "PORTS";
+    pub const TURNS: &str = "TURNS";
     pub const COUNTERS: &str = "COUNTERS";
     pub const BACKEND_STATS: &str = "BACKEND_STATS";
 
     /// All of them, in the order in which they are pinned.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 14] = [
         CONTROL,
         ENDPOINTS4,
         ENDPOINTS6,
@@ -49,6 +51,8 @@ pub mod map {
         TABLES,
         FLOWS,
         FLOW_TUPLES,
+        PORTS,
+        TURNS,
         COUNTERS,
         BACKEND_STATS,
     ];
@@ -64,6 +68,10 @@ pub const GLOBAL_TRACE: &str = "TRACE";
 
 /// A backend's number has 17 bits in a flow entry.
 pub const MAX_BACKENDS: u32 = 1 << 17;
+
+/// Elements of `PORTS`, a power of two. The interface with index `i` stands at `i % PORTS`; of two that share a place, one is
+/// left to the kernel.
+pub const PORTS: u32 = 1024;
 
 /// Bytes of a name in `LISTENER_NAMES` and `BACKEND_NAMES`, filled up with zeros.
 pub const NAME_LEN: usize = 64;

@@ -57,6 +57,19 @@ impl<I> Parsed<I> {
     }
 }
 
+impl<I: IpHeader> Parsed<I> {
+    /// Asks where the packet goes with the header it has now.
+    #[inline(always)]
+    fn find_route<E: Env>(&mut self, env: &E) {
+        self.route = self.ip.route(env, self.protocol);
+        let Route { reach, ifindex, .. } = self.route;
+        if reach == Reach::Known && ifindex != env.ingress() && !env.is_port(ifindex) {
+            self.route.reach = Reach::Elsewhere;
+        }
+        env.trace(Step::Routed, self.route.reach as u32, ifindex);
+    }
+}
+
 /// Room for the packet being worked on, which the program's stack of 512 bytes has not.
 #[expect(missing_debug_implementations, reason = "has nothing in it before and after a packet")]
 pub struct Work {

@@ -1,7 +1,7 @@
 //! Which backend gets a client's packet: the one its flow has, else the scheduler's choice.
 
 use crate::abi::flow::{FlowState, FlowTuple, FlowWord, WAYS};
-use crate::abi::{Backend, BackendFlags, Listener, ListenerFlags, TableRef};
+use crate::abi::{Backend, BackendFlags, Listener, ListenerFlags, SchedulerCode, TableRef};
 use crate::env::{Env, Line, Step};
 use crate::flow;
 use crate::hash::FlowHash;
@@ -32,13 +32,15 @@ const ANY_WAY: usize = WAYS;
 /// The flow is not recorded, or its record stays as it is.
 const NO_WAY: usize = WAYS + 1;
 
-/// Chooses for a packet of a client. `flags` is `None` for UDP.
+/// Chooses for a packet of a client. `flags` is `None` for UDP; `source` is the hash of the client's address alone where the listener
+/// goes by that, else the flow's.
 #[inline(always)]
 pub(super) fn choose<'e, E: Env>(
     env: &'e E,
     listener_id: u32,
     listener: &Listener,
     hash: FlowHash,
+    source: FlowHash,
     flags: Option<TcpFlags>,
 ) -> Result<Choice<'e, E>, Verdict> {
     let now = env.now();
@@ -64,7 +66,8 @@ pub(super) fn choose<'e, E: Env>(
             let state = continued(old.state(), flags, backend.flags);
             if valid && state == FlowState::Opening && may_move(listener, flags) {
                 // A repeated SYN: the backend is silent, or its refusal was held back.
-                let (table, slot) = slot(listener, hash)?;
+                let table = filled(listener)?;
+                let slot = source.slot(table.size());
                 let from = old.backend();
                 let id = env.next_candidate(table, slot, from);
                 env.trace(Step::Moved, from, id);
@@ -95,11 +98,24 @@ pub(super) fn choose<'e, E: Env>(
         env.trace(Step::NoFlow, 0, 0);
     }
 
-    let (table, slot) = slot(listener, hash)?;
+    let table = filled(listener)?;
+    let state = first(flags);
+    let mut slot = source.slot(table.size());
+    if !listener.scheduler.is_stateless()
+        && matches!(state, FlowState::Opening | FlowState::Datagram)
+        && way != NO_WAY
+        && (way < WAYS || flow::takes(line, state, now))
+    {
+        // Only for a flow that will be remembered: its next packet would get another slot.
+        slot = if listener.scheduler == SchedulerCode::RANDOM {
+            ((u64::from(env.random()) * u64::from(table.size())) >> 32) as u32
+        } else {
+            env.turn(listener_id).checked_rem(table.size()).unwrap_or(0)
+        };
+    }
     let id = env.table_slot(table.offset().wrapping_add(slot)).ok_or(Reason::StaleRecord.drop())?;
     env.trace(Step::Picked, slot, id);
     let backend = usable(env, listener_id, id)?;
-    let state = first(flags);
     if state == FlowState::Free {
         way = NO_WAY;
     }
@@ -114,8 +130,14 @@ fn continued(state: FlowState, flags: Option<TcpFlags>, backend: BackendFlags) -
         // A datagram needs no connection: it goes on to a backend that is up.
         None if state == FlowState::Datagram && !backend.has(BackendFlags::DOWN) => state,
         None => FlowState::Free,
+        // A SYN for a living connection is stray or forged, or its client has forgotten it. The backend knows: it asks the
+        // client where it stands (RFC 5961 section 4), and a client that has forgotten answers with a RST.
         Some(flags) if flags.opens() => match state {
-            FlowState::Opening | FlowState::Answered if !backend.has(BackendFlags::DOWN) => state,
+            FlowState::Opening | FlowState::Answered | FlowState::Established
+                if !backend.has(BackendFlags::DOWN) =>
+            {
+                state
+            }
             _ => FlowState::Free,
         },
         Some(_) if state == FlowState::Direct => FlowState::Free,
@@ -143,17 +165,15 @@ fn may_move(listener: &Listener, flags: Option<TcpFlags>) -> bool {
         Some(flags) => flags.opens(),
         None => false,
     };
-    opens && listener.flags.has(ListenerFlags::SECOND_CHANCE)
+    // With nobody left in the table the flow stays with the backend it has, which may be draining.
+    opens && listener.flags.has(ListenerFlags::SECOND_CHANCE) && listener.current_table().size() != 0
 }
 
-/// The listener's Maglev table and the flow's slot in it.
+/// The listener's table, which has at least one slot.
 #[inline(always)]
-fn slot(listener: &Listener, hash: FlowHash) -> Result<(TableRef, u32), Verdict> {
+fn filled(listener: &Listener) -> Result<TableRef, Verdict> {
     let table = listener.current_table();
-    if table.size() == 0 {
-        return Err(Reason::NoBackend.drop());
-    }
-    Ok((table, hash.slot(table.size())))
+    if table.size() == 0 { Err(Reason::NoBackend.drop()) } else { Ok(table) }
 }
 
 /// The record of a backend that a table has named.

@@ -2,9 +2,9 @@
 
 use super::transport::{Ports, Transport};
 use super::{Parsed, select, write};
-use crate::abi::FlowTuple;
 use crate::abi::net::{Be16, Family, Protocol};
-use crate::env::{Env, Reach, Step};
+use crate::abi::{FlowTuple, SchedulerCode};
+use crate::env::{Env, Reach};
 use crate::packet::Packet;
 use crate::packet::eth::{self, Macs};
 use crate::packet::ip::IpHeader;
@@ -43,7 +43,13 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
         ports.destination,
         parsed.protocol,
     );
-    let choice = select::choose(env, listener_id, listener, hash, transport.flags)?;
+    let source = if listener.scheduler == SchedulerCode::SOURCE_HASH {
+        let client = parsed.ip.source();
+        I::flow_hash(env.hash_key(), client, client, Be16::new(0), Be16::new(0), Protocol::Tcp)
+    } else {
+        hash
+    };
+    let choice = select::choose(env, listener_id, listener, hash, source, transport.flags)?;
     parsed.tuple = FlowTuple {
         client: I::to_mapped(parsed.ip.source()),
         client_port: ports.source,
@@ -62,15 +68,14 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
     let new_ports = Ports { source: ports.source, destination: choice.backend.port };
     let checksum = transport.updated(addr_change.plus(ports.change(new_ports)));
 
-    parsed.route = parsed.ip.route(env, parsed.protocol);
-    env.trace(Step::Routed, parsed.route.reach as u32, 0);
+    parsed.find_route(env);
     let verdict = match parsed.route.reach {
         Reach::Known => {
             parsed.ip.decrement_hops();
             Reason::ToBackend.send(parsed.route.ifindex, env.ingress())
         }
         // The kernel forwards what it gets, takes the hop off, and asks for the MAC address meanwhile.
-        Reach::NeighbourUnknown => Reason::ToBackendByKernel.pass(),
+        Reach::NeighbourUnknown | Reach::Elsewhere => Reason::ToBackendByKernel.pass(),
         Reach::TooBig => return Ok(Reason::TooBig.pass()),
         Reach::NotForwarded | Reach::Refused => return Err(Reason::NoRoute.drop()),
         Reach::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),

@@ -60,11 +60,23 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
     let new_ports = Ports { source: listener.port, destination: ports.destination };
     let checksum = transport.updated(addr_change.plus(ports.change(new_ports)));
 
-    parsed.route = parsed.ip.route(env, parsed.protocol);
-    env.trace(Step::Routed, parsed.route.reach as u32, 0);
-    if parsed.route.reach == Reach::NotForwarded {
-        return Ok(Reason::ReplyToGateway.pass());
+    parsed.find_route(env);
+    if parsed.ip.hops() <= 1 {
+        return Ok(Reason::HopsExhausted.pass());
     }
+    let verdict = match parsed.route.reach {
+        Reach::Known => {
+            parsed.ip.decrement_hops();
+            Reason::ToClient.send(parsed.route.ifindex, env.ingress())
+        }
+        // The kernel forwards what it gets, takes the hop off, and asks for the MAC address meanwhile.
+        Reach::NeighbourUnknown | Reach::Elsewhere => Reason::ToClientByKernel.pass(),
+        Reach::TooBig => return Ok(Reason::TooBig.pass()),
+        Reach::NotForwarded => return Ok(Reason::ReplyToGateway.pass()),
+        Reach::Refused => return Err(Reason::NoRoute.drop()),
+        Reach::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),
+        Reach::Unsupported => return Err(Reason::UnusableRoute.drop()),
+    };
 
     let line_index = hash.line(env.flow_lines());
     let line = env.flow_line(line_index).ok_or(Reason::StaleRecord.drop())?;
@@ -99,6 +111,9 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
             Some(flags) if flags.answers() => {
                 let recorded = flow::record(line, new);
                 if recorded.way < WAYS {
+                    if recorded.evicted {
+                        env.count(Reason::FlowEvicted);
+                    }
                     parsed.tuple = FlowTuple {
                         client: I::to_mapped(parsed.ip.destination()),
                         client_port: ports.destination,
@@ -115,21 +130,6 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
         }
     }
 
-    if parsed.ip.hops() <= 1 {
-        return Ok(Reason::HopsExhausted.pass());
-    }
-    let verdict = match parsed.route.reach {
-        Reach::Known => {
-            parsed.ip.decrement_hops();
-            Reason::ToClient.send(parsed.route.ifindex, env.ingress())
-        }
-        // The kernel forwards what it gets, takes the hop off, and asks for the MAC address meanwhile.
-        Reach::NeighbourUnknown => Reason::ToClientByKernel.pass(),
-        Reach::TooBig => return Ok(Reason::TooBig.pass()),
-        Reach::NotForwarded | Reach::Refused => return Err(Reason::NoRoute.drop()),
-        Reach::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),
-        Reach::Unsupported => return Err(Reason::UnusableRoute.drop()),
-    };
     env.count_from_backend(backend_id, parsed.ip.packet_len() as u32);
     write(packet, parsed, new_ports, checksum)?;
     Ok(verdict)

@@ -61,6 +61,20 @@ impl Matapa {
         Ok(matapa)
     }
 
+    /// With another control socket.
+    #[must_use]
+    pub fn with_socket(mut self, path: &Path) -> Self {
+        path.clone_into(&mut self.socket);
+        self
+    }
+
+    /// With another directory for the pins.
+    #[must_use]
+    pub fn with_pins(mut self, path: &Path) -> Self {
+        path.clone_into(&mut self.pins);
+        self
+    }
+
     /// Replaces the configuration file; [`Matapa::reload`] applies it.
     ///
     /// # Errors
@@ -137,6 +151,21 @@ impl Matapa {
         self.lab.finish(&self.netns, self.command(&["run", "-c", &config])?, limit)
     }
 
+    /// As [`Matapa::run_to_end`] with the rights of the user `nobody`.
+    ///
+    /// # Errors
+    /// When it cannot be started, or the binary cannot be copied to where everybody may run it.
+    pub fn run_as_nobody(&self, limit: Duration) -> Result<Finished> {
+        let binary = self.lab.directory().join("matapa");
+        std::fs::copy(&self.binary, &binary)
+            .with_context(|| format!("cannot copy the binary to {}", binary.display()))?;
+        let mut command = self.lab.command("setpriv")?;
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(binary);
+        command.env("MATAPA_PIN_DIR", &self.pins).arg("--socket").arg(&self.socket);
+        command.arg("run").arg("-c").arg(&self.config);
+        self.lab.finish(&self.netns, command, limit)
+    }
+
     /// # Errors
     /// With the end of its log, when the daemon is not running.
     pub fn check_running(&mut self) -> Result<()> {
@@ -157,6 +186,14 @@ impl Matapa {
         self.process.as_mut().map_or(Ok(()), Process::kill)
     }
 
+    /// SIGHUP: the daemon applies its configuration file again, and tells its log how that went.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn hangup(&mut self) -> Result<()> {
+        self.process.as_mut().context("the daemon was not started")?.signal(libc::SIGHUP)
+    }
+
     /// SIGTERM: the daemon ends, forwarding goes on.
     ///
     /// # Errors
@@ -174,7 +211,9 @@ impl Matapa {
     /// # Errors
     /// When the daemon does not answer or answers nonsense.
     pub fn flows(&self) -> Result<FlowTable> {
-        self.show("flows")
+        let args = ["show", "flows", "--json", "--limit", "100000"];
+        let text = self.cli(&args)?.expect("matapa show flows --json")?;
+        serde_json::from_str(&text).with_context(|| format!("matapa show flows --json printed: {text}"))
     }
 
     /// # Errors

@@ -52,8 +52,12 @@ pub struct FlowTable {
 pub struct FlowStatus {
     pub service: String,
     pub backend: String,
+    pub protocol: String,
     pub client: SocketAddr,
+    pub vip: SocketAddr,
+    pub server: SocketAddr,
     pub state: String,
+    pub idle_seconds: u64,
 }
 
 /// `matapa show counters --json`
@@ -71,6 +75,8 @@ pub struct CounterValue {
 /// One line of `matapa monitor --json`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Event {
+    /// Counts up from 1.
+    pub number: u64,
     /// Seconds since the epoch.
     pub time: f64,
     #[serde(flatten)]
@@ -82,8 +88,8 @@ pub struct Event {
 pub enum EventKind {
     Health {
         backend: String,
+        from: String,
         to: String,
-        #[serde(default)]
         reason: String,
     },
     Admin {
@@ -94,7 +100,15 @@ pub enum EventKind {
         services: u64,
         flows: u64,
     },
+    Service {
+        service: String,
+        state: String,
+    },
+    ReloadRefused {
+        errors: Vec<String>,
+    },
     Applied {
+        operations: u64,
         micros: u64,
     },
     FlowsReset {

@@ -9,10 +9,12 @@ use lb_lab::traffic::prober::Failure;
 use lb_lab::traffic::smtp::Sink;
 use lb_lab::{Lab, Netns, Plan, Topology};
 
-use crate::support::{Rig, assert_prompt};
+use crate::support::{Rig, TCP_CHECK, assert_prompt, echo_config};
 
 /// In the environment of [`a_lab_that_crashes`]: where it writes its id before it crashes.
 const CRASH: &str = "MATAPA_LAB_CRASH";
+/// As [`CRASH`], for [`a_lab_that_is_interrupted`].
+const INTERRUPT: &str = "MATAPA_LAB_INTERRUPT";
 
 fn build() -> (Topology, Vec<Sink>) {
     let lab = Lab::new().unwrap();
@@ -89,6 +91,33 @@ fn a_lab_that_crashes() {
     let (topology, _sinks) = build();
     std::fs::write(path, topology.lab.id()).unwrap();
     nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+#[test]
+#[ignore = "run by an_interrupted_lab_removes_itself only"]
+fn a_lab_that_is_interrupted() {
+    let Some(path) = std::env::var_os(INTERRUPT) else { return };
+    let (rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    std::fs::write(path, rig.lab().id()).unwrap();
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGINT).unwrap();
+    rig.matapa.wait_up(&[], Duration::from_secs(60)).unwrap();
+    drop(echo);
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn an_interrupted_lab_removes_itself() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "cleanup::a_lab_that_is_interrupted"])
+        .env(INTERRUPT, file.path())
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).contains("interrupted"), "{output:?}");
+    let id = std::fs::read_to_string(file.path()).unwrap();
+    assert!(!id.is_empty());
+    assert_eq!(Lab::leftovers(&id), Vec::<String>::new());
 }
 
 #[test]

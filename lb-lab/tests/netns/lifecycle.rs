@@ -1,9 +1,12 @@
 //! The daemon is killed, stopped and started again; the packet path goes on.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use lb_lab::traffic::udp::{Datagrams, UdpEcho, UdpStream};
 use lb_lab::traffic::{Dialect, EchoServer, Flows};
+use lb_lab::wait_until;
 
 use crate::support::{ECHO, NO_CHECK, Rig, TCP_CHECK, assert_prompt, echo_config, interfaces, service, vips};
 
@@ -23,6 +26,21 @@ fn assert_nothing_lost(result: &Datagrams) {
     assert_eq!(result.servers.len(), 1, "a flow changed its server: {:?}", result.servers);
 }
 
+/// Connections that are established, with the server of each. Those that the prober makes last a moment only.
+fn held_flows(rig: &Rig) -> BTreeSet<(SocketAddr, String)> {
+    let once = || -> BTreeSet<(SocketAddr, String)> {
+        let flows = rig.matapa.flows().unwrap().flows.into_iter();
+        flows
+            .filter(|flow| flow.service == "echo" && flow.state == "established")
+            .map(|flow| (flow.client, flow.backend))
+            .collect()
+    };
+    let first = once();
+    pause(100);
+    let second = once();
+    first.intersection(&second).cloned().collect()
+}
+
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
 fn killed_and_started_again_under_load_it_loses_no_packet() {
@@ -40,10 +58,18 @@ fn killed_and_started_again_under_load_it_loses_no_packet() {
     let prober = rig.prober();
     pause(500);
     let old = rig.matapa.status().unwrap();
+    let known = held_flows(&rig);
     rig.matapa.kill().unwrap();
     pause(700);
     let new = rig.matapa.start().unwrap();
     assert_ne!(old.pid, new.pid);
+    let flows_now = held_flows(&rig);
+    assert_eq!(known.len(), 100, "{known:?}");
+    let lost: Vec<_> = known.difference(&flows_now).collect();
+    assert!(lost.is_empty(), "lost or moved: {lost:?}");
+    for (before, after) in old.services.iter().zip(&new.services) {
+        assert!(after.packets > before.packets, "the counters of {} began anew", after.name);
+    }
     pause(700);
     assert_prompt(&prober.finish().unwrap());
     for stream in streams {
@@ -104,6 +130,54 @@ fn it_starts_where_the_interfaces_were_made_anew() {
     rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
     rig.matapa.wait_healthy(Duration::from_secs(5)).unwrap();
     assert_prompt(&rig.connect_echo());
+    drop(echo);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn killed_at_any_moment_of_its_start_it_starts_again() {
+    let mut rig = Rig::prepare(&echo_config(NO_CHECK), &["mx1", "mx2"]);
+    let echo: Vec<_> =
+        rig.topology.servers.iter().map(|host| EchoServer::start(host, ECHO).unwrap()).collect();
+    // Over nothing, and over what the killed ones left: pins, half of the maps, links.
+    for moment in (0..150).step_by(10) {
+        rig.matapa.launch().unwrap();
+        pause(moment);
+        rig.matapa.kill().unwrap();
+    }
+    rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+    assert_prompt(&rig.connect_echo());
+    // Under load no packet may notice.
+    let prober = rig.prober();
+    let flows = Flows::open(rig.client(), vips(ECHO), 20, Dialect::Echo, Duration::from_millis(20)).unwrap();
+    for moment in (0..150).step_by(10) {
+        rig.matapa.kill().unwrap();
+        rig.matapa.launch().unwrap();
+        pause(moment);
+    }
+    rig.matapa.kill().unwrap();
+    rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+    assert_prompt(&prober.finish().unwrap());
+    for flow in flows.snapshot() {
+        assert!(flow.alive() && flow.longest_wait < Duration::from_millis(900), "{flow:?}");
+    }
+    drop((flows, echo));
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn interfaces_that_are_made_anew_get_the_program_again() {
+    let (mut rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    rig.topology.replace_cables(rig.gateway()).unwrap();
+    wait_until("the program on both interfaces", Duration::from_secs(3), || {
+        Ok((rig.matapa.attached("ext")? && rig.matapa.attached("int")?).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+    rig.matapa.wait_healthy(Duration::from_secs(5)).unwrap();
+    assert_prompt(&rig.connect_echo());
+    rig.matapa.check_running().unwrap();
     drop(echo);
     rig.finish();
 }

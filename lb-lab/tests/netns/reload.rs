@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lb_lab::traffic::{Dialect, EchoServer, Flows};
+use lb_lab::wait_until;
 
 use crate::support::{ECHO, Rig, TCP_CHECK, assert_prompt, echo_config, interfaces, servers, service, vips};
 
@@ -58,6 +59,105 @@ fn a_new_service_works_and_a_removed_one_does_not() {
 
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
+fn an_interface_is_added_and_removed_under_load() {
+    let (rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    rig.gateway()
+        .netns
+        .ip("link add spare type veth peer name spare-end\nlink set spare up\nlink set spare-end up\n")
+        .unwrap();
+    let prober = rig.prober();
+    let more = echo_config(TCP_CHECK).replace("\"int\"]", "\"int\", \"spare\"]");
+    for (config, attached) in [(&more, true), (&echo_config(TCP_CHECK), false)] {
+        rig.matapa.write_config(config).unwrap();
+        rig.matapa.reload().unwrap();
+        assert_eq!(rig.matapa.attached("spare").unwrap(), attached);
+        assert_eq!(rig.matapa.status().unwrap().interfaces.len(), if attached { 3 } else { 2 });
+        assert!(rig.matapa.attached("ext").unwrap() && rig.matapa.attached("int").unwrap());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // One that does not exist is refused, by its name, and changes nothing.
+    rig.matapa.write_config(&more.replace("spare", "nosuch0")).unwrap();
+    let answer = rig.matapa.cli(&["reload"]).unwrap();
+    assert_eq!(answer.code(), Some(1), "{answer:?}");
+    assert!(answer.stderr.contains("nosuch0"), "{answer:?}");
+    assert_prompt(&prober.finish().unwrap());
+    drop(echo);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_mode_that_the_driver_refuses_changes_nothing() {
+    let generic = "xdp_mode = \"generic\"\n".to_owned() + &echo_config(TCP_CHECK);
+    let (rig, echo) = Rig::echo(&generic);
+    // A bridge takes programs in generic mode only.
+    rig.gateway().netns.ip("link add spare type bridge\nlink set spare up\n").unwrap();
+    let with_bridge = generic.replace("\"int\"]", "\"int\", \"spare\"]");
+    rig.matapa.write_config(&with_bridge).unwrap();
+    rig.matapa.reload().unwrap();
+    rig.matapa.write_config(&with_bridge.replace("generic", "native")).unwrap();
+    let answer = rig.matapa.cli(&["reload"]).unwrap();
+    assert_eq!(answer.code(), Some(1), "{answer:?}");
+    assert!(answer.stderr.contains("spare") && answer.stderr.contains("nothing was changed"), "{answer:?}");
+    assert!(rig.matapa.attached("ext").unwrap() && rig.matapa.attached("int").unwrap());
+    let status = rig.matapa.status().unwrap();
+    assert!(status.interfaces.iter().all(|one| one.mode == "generic"), "{status:?}");
+    assert_prompt(&rig.connect_echo());
+    // Where all agree, the mode changes.
+    rig.matapa.write_config(&generic.replace("generic", "native")).unwrap();
+    rig.matapa.reload().unwrap();
+    let status = rig.matapa.status().unwrap();
+    assert!(status.interfaces.iter().all(|one| one.mode == "native"), "{status:?}");
+    assert_prompt(&rig.connect_echo());
+    drop(echo);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn another_check_takes_no_server_out_of_rotation() {
+    let (rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    let prober = rig.prober();
+    for interval in ["300ms", "250ms", "200ms", "400ms"] {
+        rig.matapa.write_config(&echo_config(TCP_CHECK).replace("200ms", interval)).unwrap();
+        rig.matapa.reload().unwrap();
+        let status = rig.matapa.status().unwrap();
+        assert!(status.services[0].backends.iter().all(|one| one.health == "up"), "{status:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_prompt(&prober.finish().unwrap());
+    drop(echo);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_drained_server_stays_drained() {
+    let (mut rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    rig.matapa.backend("drain", "mx1", "echo").unwrap();
+    rig.matapa.backend("drain", "mx1-v6", "echo").unwrap();
+    let more = echo_config(TCP_CHECK) + &service("more", 8007, "tcp", "", &[1]);
+    rig.matapa.write_config(&more).unwrap();
+    rig.matapa.reload().unwrap();
+    assert_eq!(servers(&rig.connect_echo()), ["mx2"]);
+    rig.matapa.kill().unwrap();
+    rig.matapa.start().unwrap();
+    rig.matapa.reload().unwrap();
+    let status = rig.matapa.status().unwrap();
+    for name in ["mx1", "mx1-v6"] {
+        let of = |service: &str| {
+            let service = status.service(service).unwrap();
+            service.backends.iter().find(|one| one.name == name).unwrap().admin.clone()
+        };
+        assert_eq!((of("echo"), of("more")), ("draining".to_owned(), "enabled".to_owned()));
+    }
+    assert_eq!(servers(&rig.connect_echo()), ["mx2"]);
+    drop(echo);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
 fn a_bad_file_changes_nothing() {
     let (rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
     let prober = rig.prober();
@@ -72,6 +172,29 @@ fn a_bad_file_changes_nothing() {
     assert_prompt(&prober.finish().unwrap());
     assert_eq!(servers(&rig.connect_echo()), ["mx1", "mx2"]);
     assert!(rig.matapa.status().unwrap().service("echo").is_some());
+    drop(echo);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_hangup_reloads_and_the_log_has_every_error() {
+    let (mut rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    let bad = echo_config(TCP_CHECK).replace("pool = \"echo\"", "pool = \"ecko\"\nshceduler = \"maglev\"");
+    rig.matapa.write_config(&bad).unwrap();
+    rig.matapa.hangup().unwrap();
+    wait_until("the errors in the log", Duration::from_secs(2), || {
+        let log = rig.matapa.log();
+        Ok(["ecko", "shceduler", "nothing was changed"].iter().all(|word| log.contains(word)).then_some(()))
+    })
+    .unwrap();
+    assert!(rig.matapa.status().unwrap().service("echo").is_some());
+    rig.matapa.write_config(&(echo_config(TCP_CHECK) + &service("more", 8007, "tcp", "", &[1]))).unwrap();
+    rig.matapa.hangup().unwrap();
+    wait_until("the new service", Duration::from_secs(2), || {
+        Ok(rig.matapa.status()?.service("more").is_some().then_some(()))
+    })
+    .unwrap();
     drop(echo);
     rig.finish();
 }

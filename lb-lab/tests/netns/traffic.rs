@@ -41,8 +41,9 @@ fn web_requests_reach_both_servers() {
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
 fn name_queries_over_udp_reach_both_servers() {
-    // dnsmasq listens on TCP, too, which the check uses.
-    let config = interfaces() + &service("dns", 53, "udp", TCP_CHECK, &[1, 2]);
+    // dnsmasq listens on TCP, too, which the check uses: it must name the port.
+    let check = TCP_CHECK.replace("\"tcp\"", "\"tcp\", port = 53");
+    let config = interfaces() + &service("dns", 53, "udp", &check, &[1, 2]);
     let (rig, servers) = Rig::start(&config, |lab, host| dns::DnsServer::start(lab, host, 53).unwrap());
     for target in vips(53) {
         let answers: Vec<_> = (0..50).map(|_| dns::query(rig.lab(), rig.client(), target).unwrap()).collect();

@@ -200,8 +200,8 @@ fn backends(registry: &mut Registry, services: &[ServiceStatus]) {
     registry.register("backend_admin_state", "1 for the state an operator gave the backend", admin);
     registry.register("backend_weight", "Configured weight", weight);
     registry.register("backend_flows", "Live flows of the backend", flows);
-    registry.register("backend_packets", "Packets forwarded to the backend", packets);
-    registry.register_with_unit("backend", "Bytes forwarded to the backend", Unit::Bytes, bytes);
+    registry.register("backend_packets", "Packets forwarded to and from the backend", packets);
+    registry.register_with_unit("backend", "Bytes forwarded to and from the backend", Unit::Bytes, bytes);
     registry.register("backend_checks", "Finished health checks", checks);
     registry.register_with_unit("backend_check_duration", "Last health check", Unit::Seconds, duration);
 }

@@ -40,7 +40,8 @@ pub fn claim(path: &Path) -> Result<ControlSocket> {
     let length = path.as_os_str().len();
     if length > LONGEST_PATH {
         bail!(
-            "control.socket is {length} bytes long and a Unix socket's path can have {LONGEST_PATH}; choose a shorter one"
+            "control.socket is {length} bytes long and a Unix socket's path can have {LONGEST_PATH}; \
+             choose a shorter one"
         );
     }
     let path = std::path::absolute(path).with_context(|| format!("cannot resolve {}", path.display()))?;

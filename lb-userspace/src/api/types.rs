@@ -80,6 +80,12 @@ pub struct BackendStatus {
     /// The text of the last failure, while not up.
     pub last_error: Option<String>,
     pub last_check_millis: Option<u64>,
+    /// Opening connections that were offered to another backend because this one was silent or refused.
+    #[serde(default)]
+    pub moved_away: u64,
+    /// Several of them within a second: it gets no new flows until its next good check.
+    #[serde(default)]
+    pub suspect: bool,
     pub flows: u64,
     pub packets: u64,
     pub bytes: u64,
@@ -117,7 +123,7 @@ pub struct Counters {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CounterValue {
     pub value: u64,
-    /// `forward`, `pass` or `drop`.
+    /// `forward`, `pass`, `drop` or `note`.
     pub verdict: String,
     pub help: String,
 }
@@ -142,6 +148,12 @@ pub enum EventKind {
         from: Health,
         to: Health,
         reason: String,
+    },
+    /// The packet path found a backend silent; it gets no new flows until its next good check.
+    Suspect {
+        service: String,
+        backend: String,
+        moved_away: u64,
     },
     Admin {
         service: String,

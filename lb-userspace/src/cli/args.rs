@@ -32,7 +32,8 @@ Examples:
 "
 )]
 pub struct Cli {
-    /// The daemon's control socket [default: /run/matapa/control.sock]; for `run`: instead of the file's `control.socket`
+    /// The daemon's control socket [default: /run/matapa/control.sock]; for `run`: instead of the file's
+    /// `control.socket`
     #[arg(
         long,
         global = true,

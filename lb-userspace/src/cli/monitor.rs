@@ -42,6 +42,9 @@ fn sentence(kind: &EventKind) -> String {
             let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
             format!("health {service}/{backend} {from} -> {to}{reason}")
         }
+        EventKind::Suspect { service, backend, moved_away } => {
+            format!("suspect {service}/{backend} left {moved_away} connections unanswered")
+        }
         EventKind::Admin { service, backend, state } => {
             format!("admin {service}/{backend} {}", admin(*state).0)
         }

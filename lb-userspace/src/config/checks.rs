@@ -42,7 +42,8 @@ pub(super) fn read(errors: &mut Errors, entry: Entry<'_>) -> Option<At<Check>> {
             Some(At { value, span: entry.key.span })
         }
         _ => {
-            let help = "write \"tcp\" or \"smtp\", or a table: { type = \"smtp\", interval = \"10s\", timeout = \"2s\" }";
+            let help = "write \"tcp\" or \"smtp\", \
+                        or a table: { type = \"smtp\", interval = \"10s\", timeout = \"2s\" }";
             document::mismatch(errors, entry.key.value, "a word or a table", entry.value, help);
             None
         }

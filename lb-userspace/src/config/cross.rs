@@ -267,7 +267,10 @@ fn check_ports(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
             let message = format!("a {kind} check needs a TCP port, and service {name} has only UDP");
             let error = errors.at(check.span, message);
             error.related(listen.span, "UDP");
-            error.help(format!("write `check = {{ type = \"{kind}\", port = N }}` with a TCP port of the servers, or remove the check"));
+            error.help(format!(
+                "write `check = {{ type = \"{kind}\", port = N }}` with a TCP port of the servers, \
+                 or remove the check"
+            ));
         }
     }
 }

@@ -110,7 +110,10 @@ fn read_metrics(errors: &mut Errors, entry: Entry<'_>) -> Option<SocketAddr> {
 /// Reports that `interfaces` is absent. There is no place for what is not there: the file's beginning stands for it.
 pub(super) fn no_interfaces(errors: &mut Errors) {
     let error = errors.absent(Span::default(), "`interfaces` is missing");
-    error.help("add `interfaces = [\"eth0\"]` as the first line, with the interfaces that clients and servers are behind");
+    error.help(
+        "add `interfaces = [\"eth0\"]` as the first line, \
+         with the interfaces that clients and servers are behind",
+    );
 }
 
 /// Reports that there are no services.

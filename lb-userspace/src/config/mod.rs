@@ -156,4 +156,9 @@ pub enum Scheduler {
     /// Consistent hashing of the 5-tuple (Eisenbud et al., NSDI 2016).
     #[default]
     Maglev,
+    /// Consistent hashing of the client's address: a client stays with its backend.
+    SourceHash,
+    /// In turns.
+    RoundRobin,
+    Random,
 }

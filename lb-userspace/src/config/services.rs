@@ -63,9 +63,15 @@ pub(super) fn read(
         // There is one that is supported; the others are refused where words are looked up.
         document::word(errors, Place::Forward, entry, "write \"nat\"");
     }
-    if let Some(entry) = known.get("scheduler") {
-        document::word(errors, Place::Scheduler, entry, "write \"maglev\"");
-    }
+    let scheduler = known
+        .get("scheduler")
+        .and_then(|entry| document::word(errors, Place::Scheduler, entry, "write \"maglev\""))
+        .map_or(Scheduler::Maglev, |word| match word {
+            "source-hash" => Scheduler::SourceHash,
+            "round-robin" => Scheduler::RoundRobin,
+            "random" => Scheduler::Random,
+            _ => Scheduler::Maglev,
+        });
     let session_timeout = known
         .get("session_timeout")
         .and_then(|entry| values::duration(errors, entry, &SESSION_TIMEOUTS))
@@ -78,7 +84,7 @@ pub(super) fn read(
         complete,
         pool,
         forward: Forward::Nat,
-        scheduler: Scheduler::Maglev,
+        scheduler,
         session_timeout,
         second_chance,
     };

@@ -28,7 +28,12 @@ words!(OnDown { Reset = "reset", Keep = "keep" });
 words!(CheckKind { Tcp = "tcp", Smtp = "smtp" });
 words!(Protocol { Tcp = "tcp", Udp = "udp" });
 words!(Forward { Nat = "nat" });
-words!(Scheduler { Maglev = "maglev" });
+words!(Scheduler {
+    Maglev = "maglev",
+    SourceHash = "source-hash",
+    RoundRobin = "round-robin",
+    Random = "random"
+});
 
 /// `203.0.113.10:25/tcp`, `[2001:db8::10]:25/tcp`
 impl fmt::Display for Listen {

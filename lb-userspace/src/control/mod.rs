@@ -1,8 +1,10 @@
 //! The running state and the one task that owns it.
 //!
-//! [`state`] is what is known: configuration, health, the operator's wishes; pure. [`task`] joins it with the packet path, the
-//! checks and the API: requests, check results and a tick come in one after the other, so nothing needs a lock.
+//! [`state`] is what is known: configuration, health, the operator's wishes; pure. [`task`] joins it with the packet
+//! path, the checks and the API: requests, check results and a tick come in one after the other, so nothing needs a
+//! lock.
 
+pub mod passive;
 pub mod request;
 pub mod resets;
 pub mod state;

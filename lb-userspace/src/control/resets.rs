@@ -1,9 +1,9 @@
 //! Ending the connections of a backend that went down, now instead of at their timeouts.
 //!
-//! The packet path answers a client's segment for such a backend with a RST that the client believes, because it is made from
-//! the segment. But a client that waits for an answer sends nothing. So each gets an acknowledgment that does not fit its
-//! connection, to which TCP must answer with where it stands (RFC 9293 section 3.10.7.4: an unacceptable segment is answered
-//! with an ACK), and that answer is what the packet path needs.
+//! The packet path answers a client's segment for such a backend with a RST that the client believes, because it is
+//! made from the segment. But a client that waits for an answer sends nothing. So each gets an acknowledgment that does
+//! not fit its connection, to which TCP must answer with where it stands (RFC 9293 section 3.10.7.4: an unacceptable
+//! segment is answered with an ACK), and that answer is what the packet path needs.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -23,7 +23,8 @@ pub struct Connection {
     pub vip: SocketAddr,
 }
 
-/// Asks every client where it stands. Says how many were asked; those that cannot be reached are left to their timeouts.
+/// Asks every client where it stands. Says how many were asked; those that cannot be reached are left to their
+/// timeouts.
 ///
 /// # Errors
 /// When the system has no raw sockets for us.

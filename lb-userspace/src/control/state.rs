@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::passive::Passive;
 use crate::api::types::AdminState;
 use crate::config::{Backend, Config, Listen, Service};
 use crate::dataplane::desired::Verdicts;
-use crate::dataplane::image::Image;
+use crate::dataplane::image::{BackendEntry, Image, Server};
 use crate::health::{Health, Report, Target};
 
 /// What the checks of one target have found.
@@ -27,31 +28,39 @@ pub type Name = (String, String);
 pub struct State {
     checked: BTreeMap<Target, Checked>,
     admin: BTreeMap<Name, AdminState>,
+    /// What the packet path has noticed.
+    pub passive: Passive,
 }
 
 impl State {
-    /// What an earlier daemon left in the maps: operators' wishes, and the last known health of the servers of `config`.
+    /// What an earlier daemon left in the maps: operators' wishes, and the last known health of the servers of
+    /// `config`.
     pub fn restore(config: &Config, image: &Image) -> Self {
         let mut state = Self::default();
-        for backend in image.backends.values() {
-            if let Some(listener) = image.listeners.get(&backend.server.listener)
-                && backend.admin != AdminState::Enabled
-            {
-                state.admin.insert((listener.service.clone(), backend.name.clone()), backend.admin);
+        for service in &config.services {
+            for (listen, backend) in places(config, service) {
+                // By its place, as the name in the maps may be cut short.
+                if let Some(known) = known(image, listen, backend)
+                    && known.admin != AdminState::Enabled
+                {
+                    state.admin.insert((service.name.clone(), backend.name.clone()), known.admin);
+                }
             }
         }
-        for (target, listen, backend) in targets_with_use(config) {
-            let port = backend.port.unwrap_or(listen.port);
-            let known = image.listener_at(listen).and_then(|id| {
-                image
-                    .backends_of(id)
-                    .find(|(_, b)| (b.server.address, b.server.port) == (backend.address, port))
-            });
-            if let Some((_, known)) = known {
-                state.checked.entry(target).or_default().health = known.health;
-            }
-        }
+        state.inherit(config, image);
         state
+    }
+
+    /// Of servers that are in the maps but were not checked in the way of `config` so far, the health in the maps stands until
+    /// the first result: another check is no reason to take a server out of rotation.
+    pub fn inherit(&mut self, config: &Config, image: &Image) {
+        for (target, listen, backend) in targets_with_use(config) {
+            if let Some(known) = known(image, listen, backend) {
+                self.checked
+                    .entry(target)
+                    .or_insert_with(|| Checked { health: known.health, ..Checked::default() });
+            }
+        }
     }
 
     /// Forgets the servers and backends that `config` no longer has.
@@ -137,6 +146,10 @@ impl Verdicts for State {
     fn admin(&self, service: &Service, backend: &Backend) -> AdminState {
         self.admin.get(&(service.name.clone(), backend.name.clone())).copied().unwrap_or_default()
     }
+
+    fn suspects(&self, server: &Server) -> bool {
+        self.passive.suspects(server)
+    }
 }
 
 /// The target that tells the health of a backend behind a listener; `None` without a check.
@@ -150,15 +163,31 @@ pub fn uses<'c>(
     config: &'c Config,
     service: &'c Service,
 ) -> impl Iterator<Item = (Target, &'c Listen, &'c Backend)> {
-    service.listen.iter().flat_map(move |listen| {
-        config.pools[service.pool]
-            .backends
-            .iter()
-            .filter(|b| b.address.is_ipv4() == listen.address.is_ipv4())
-            .filter_map(move |backend| Some((target(config, service, listen, backend)?, listen, backend)))
+    places(config, service).filter_map(move |(listen, backend)| {
+        Some((target(config, service, listen, backend)?, listen, backend))
     })
+}
+
+/// Each listener of a service with each backend of the same family.
+fn places<'c>(config: &'c Config, service: &'c Service) -> impl Iterator<Item = (&'c Listen, &'c Backend)> {
+    service.listen.iter().flat_map(move |listen| {
+        let backends = config.pools[service.pool].backends.iter();
+        backends
+            .filter(|b| b.address.is_ipv4() == listen.address.is_ipv4())
+            .map(move |backend| (listen, backend))
+    })
+}
+
+/// What the maps hold of a backend behind a listener.
+fn known<'i>(image: &'i Image, listen: &Listen, backend: &Backend) -> Option<&'i BackendEntry> {
+    let server = (backend.address, backend.port.unwrap_or(listen.port));
+    let mut found = image.backends_of(image.listener_at(listen)?);
+    found.find(|(_, b)| (b.server.address, b.server.port) == server).map(|(_, b)| b)
 }
 
 fn targets_with_use(config: &Config) -> impl Iterator<Item = (Target, &Listen, &Backend)> {
     config.services.iter().flat_map(|service| uses(config, service))
 }
+
+#[cfg(test)]
+mod tests;

@@ -98,6 +98,8 @@ fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -
         .into_iter()
         .find(|bad| healths.contains(bad))
         .unwrap_or(if healths.is_empty() { Health::Unknown } else { Health::Up });
+    let suspect = ids.iter().any(|id| dataplane.image().backends.get(id).is_some_and(|b| b.suspect));
+    let silent = || suspect.then(|| "left connections unanswered".to_owned());
     let checks = checked.iter().map(|c| c.checks).sum();
     let checks_up = checked.iter().map(|c| c.checks_up).sum();
     BackendStatus {
@@ -111,12 +113,14 @@ fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -
         availability_percent: (checks > 0).then(|| checks_up as f64 * 100.0 / checks as f64),
         checks,
         checks_up,
-        last_error: checked.iter().find_map(|c| c.last_error.clone()),
+        last_error: checked.iter().find_map(|c| c.last_error.clone()).or_else(silent),
         last_check_millis: checked
             .iter()
             .filter_map(|c| c.last_latency)
             .max()
             .map(|l| u64::try_from(l.as_millis()).unwrap_or(u64::MAX)),
+        moved_away: stats.moved_away,
+        suspect,
         flows: ids.iter().filter_map(|id| swept.live.get(id)).sum(),
         packets: stats.to_packets + stats.from_packets,
         bytes: stats.to_bytes + stats.from_bytes,

@@ -14,21 +14,22 @@ use tokio::time::MissedTickBehavior;
 
 use super::request::{Refusal, Request};
 use super::resets::{self, Connection};
-use super::state::State;
+use super::state::{State, uses};
 use super::status::{self, Sources};
 use crate::api::types::{
     AdminState, BackendChange, CounterValue, Counters, Event, EventKind, Flows, ReloadOutcome, ServiceState,
 };
 use crate::config::{self, Config};
+use crate::daemon::host;
 use crate::dataplane::desired::desired;
 use crate::dataplane::flows::{Clock, Swept};
-use crate::dataplane::image::{Id, address_from};
+use crate::dataplane::image::{Id, Server, address_from};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach::{self, Attached};
 use crate::dataplane::kernel::pins::Pins;
 use crate::dataplane::plan::plan;
 use crate::dataplane::{Dataplane, Maps};
-use crate::health::{Report, Runner};
+use crate::health::{Report, Runner, Target};
 
 /// How often flows are aged and counted, and what failed is tried again.
 const TICK: Duration = Duration::from_secs(1);
@@ -49,6 +50,8 @@ pub struct Control {
     pub swept: Swept,
     pub started: Instant,
     pub event_number: u64,
+    /// Of backends that are down, how many connections were left at the last tick.
+    pub resetting: BTreeMap<Id, u64>,
     /// The maps are not what they should be: a step failed, to be tried again.
     pub behind: bool,
 }
@@ -114,6 +117,10 @@ impl Control {
         let mut changed = false;
         let mut before = Vec::new();
         for report in batch {
+            if report.result.is_ok() {
+                let servers = self.servers(&report.target);
+                changed |= self.state.passive.acquit(|server| servers.contains(server));
+            }
             if let Err(error) = &report.result {
                 debug!("check of {} failed: {error}", report.target.address);
             }
@@ -136,12 +143,24 @@ impl Control {
         self.reset_connections();
     }
 
+    /// The backends whose health a target tells.
+    fn servers(&self, target: &Target) -> Vec<Server> {
+        let image = self.dataplane.image();
+        let uses = self.config.services.iter().flat_map(|service| uses(&self.config, service));
+        uses.filter(|(used, ..)| used == target)
+            .filter_map(|(_, listen, backend)| {
+                let port = backend.port.unwrap_or(listen.port);
+                Some(Server { listener: image.listener_at(listen)?, address: backend.address, port })
+            })
+            .collect()
+    }
+
     fn tell_health(&mut self, report: &Report) {
         let reason =
             report.result.as_ref().err().map_or_else(|| "check succeeded".to_owned(), ToString::to_string);
         let mut told = Vec::new();
         for service in &self.config.services {
-            for (target, _, backend) in super::state::uses(&self.config, service) {
+            for (target, _, backend) in uses(&self.config, service) {
                 if target == report.target {
                     told.push((service.name.clone(), backend.name.clone()));
                 }
@@ -177,9 +196,10 @@ impl Control {
         }
     }
 
-    /// Makes the maps what configuration and state say. Says how many steps it took; what fails is tried again at the next tick.
+    /// Makes the maps what configuration and state say. Says how many steps it took; what fails is tried again at the
+    /// next tick.
     fn converge(&mut self) -> usize {
-        match self.try_converge(&self.config.clone()) {
+        match bring(&mut self.dataplane, &self.config, &self.state) {
             Ok(steps) => {
                 self.behind = false;
                 steps
@@ -192,38 +212,74 @@ impl Control {
         }
     }
 
-    fn try_converge(&mut self, config: &Config) -> anyhow::Result<usize> {
-        let image = self.dataplane.image();
-        let wanted = desired(config, &self.state, image, self.dataplane.maps().capacity())?;
-        let steps = plan(image, &wanted);
-        for step in &steps {
-            self.dataplane.apply(step).with_context(|| format!("step {step:?}"))?;
-        }
-        Ok(steps.len())
-    }
-
     fn tick(&mut self) {
         self.dataplane.maps().heartbeat(monotonic_nanoseconds());
         if self.behind {
             self.converge();
         }
+        self.follow_interfaces();
         match self.clock() {
             Ok(clock) => self.swept = self.dataplane.maps().flows().sweep(self.dataplane.image(), clock),
             Err(error) => warn!("flows were not aged: {error:#}"),
         }
+        self.suspect();
         self.reset_connections();
+    }
+
+    /// Takes backends out of the tables that the packet path has found silent, and gives those another try that no check
+    /// will acquit.
+    fn suspect(&mut self) {
+        let now = Instant::now();
+        let maps = self.dataplane.maps();
+        let moved = |id| maps.stats(id).map_or(0, |stats| stats.moved_away);
+        let found = self.state.passive.observe(self.dataplane.image(), moved, now);
+        let mut expired = false;
+        if self.state.passive.has_suspects() {
+            let targets = self.state.targets(&self.config);
+            let checked: Vec<Server> = targets.iter().flat_map(|(target, _)| self.servers(target)).collect();
+            expired = self.state.passive.expire(now, |server| checked.contains(server));
+        }
+        if found.is_empty() && !expired {
+            return;
+        }
+        self.converge();
+        for (id, moved_away) in found {
+            let image = self.dataplane.image();
+            let Some(backend) = image.backends.get(&id) else { continue };
+            let Some(listener) = image.listeners.get(&backend.server.listener) else { continue };
+            let (service, backend) = (listener.service.clone(), backend.name.clone());
+            warn!(
+                "{service}/{backend} left {moved_away} connections unanswered within a second: no new ones until its next \
+                 good check"
+            );
+            self.emit(EventKind::Suspect { service, backend, moved_away });
+        }
+    }
+
+    /// An interface that was removed and made again, such as by a driver that was loaded anew, has lost the program.
+    fn follow_interfaces(&mut self) {
+        let present = attach::present(&self.config.interfaces);
+        let is_new = |(name, index): &&(String, u32)| {
+            !self.attached.iter().any(|a| (&a.name, a.index) == (name, *index))
+        };
+        let Some((name, _)) = present.iter().find(is_new) else { return };
+        info!("{name} was made anew and gets the program");
+        self.attach_again();
+        host::prepare(&self.config);
     }
 
     fn clock(&mut self) -> anyhow::Result<Clock> {
         self.dataplane.maps_mut().clock()
     }
 
-    /// Ends the connections of backends that are down, as far as their pools want that. Repeated at each tick for those that are left.
+    /// Ends the connections of backends that are down, as far as their pools want that. Repeated at each tick for those
+    /// that are left.
     fn reset_connections(&mut self) {
         let image = self.dataplane.image();
         let down = BackendFlags::DOWN.with(BackendFlags::RESET);
         let doomed = |id: Id| image.backends.get(&id).is_some_and(|b| b.flags().has(down));
         if !image.backends.values().any(|b| b.flags().has(down)) {
+            self.resetting.clear();
             return;
         }
         let key = self.dataplane.maps().hash_key();
@@ -249,6 +305,9 @@ impl Control {
             });
             *per_backend.entry(flow.backend).or_default() += 1;
         }
+        // Clients that are gone do not answer: they are asked again until their flows expire, but not told of again.
+        let before = std::mem::replace(&mut self.resetting, per_backend.clone());
+        per_backend.retain(|id, flows| before.get(id) != Some(flows));
         if connections.is_empty() {
             return;
         }
@@ -380,43 +439,65 @@ impl Control {
         let refuse = |text: String| Refusal::Invalid(format!("{text}; nothing was changed"));
         if new.control != self.config.control {
             return Err(refuse(
-                "control.socket and control.metrics cannot change while the daemon runs: restart it, forwarding goes on meanwhile"
+                "control.socket and control.metrics cannot change while the daemon runs: restart it, \
+                 forwarding goes on meanwhile"
                     .to_owned(),
             ));
         }
         let interfaces = attach::resolve(&new.interfaces).map_err(|error| refuse(format!("{error:#}")))?;
+        let mut state = self.state.clone();
+        state.inherit(&new, self.dataplane.image());
+        state.retain(&new);
         // Found out before anything is touched.
         let capacity = self.dataplane.maps().capacity();
-        desired(&new, &self.state, self.dataplane.image(), capacity)
-            .map_err(|error| refuse(error.to_string()))?;
+        desired(&new, &state, self.dataplane.image(), capacity).map_err(|error| refuse(error.to_string()))?;
 
         let services = self.service_states();
-        if (&new.interfaces, new.xdp_mode) != (&self.config.interfaces, self.config.xdp_mode) {
-            let attached = self.dataplane.maps_mut().attach(&self.pins, &interfaces, new.xdp_mode);
-            self.attached = attached.map_err(|error| refuse(format!("{error:#}")))?;
+        // An interface that was removed and made again has another number.
+        let same =
+            self.attached.iter().map(|a| (&a.name, a.index)).eq(interfaces.iter().map(|(n, i)| (n, *i)));
+        if !same || new.xdp_mode != self.config.xdp_mode {
+            match self.dataplane.maps_mut().attach(&self.pins, &interfaces, new.xdp_mode) {
+                Ok(attached) => self.attached = attached,
+                Err(error) => {
+                    self.attach_again();
+                    return Err(refuse(format!("{error:#}")));
+                }
+            }
         }
-        let steps = match self.try_converge(&new) {
+        let steps = match bring(&mut self.dataplane, &new, &state) {
             Ok(steps) => steps,
             Err(error) => {
                 self.converge();
+                self.attach_again();
                 return Err(Refusal::Failed(format!("{error:#}; the old configuration was put back")));
             }
         };
-        self.config = new;
-        self.state.retain(&self.config);
+        (self.config, self.state) = (new, state);
+        host::prepare(&self.config);
         self.runner.set_targets(self.state.targets(&self.config));
         self.tell_services(&services);
         self.emit(EventKind::Reload { operations: steps as u64 });
         Ok(ReloadOutcome { operations: steps as u64 })
     }
 
-    /// Brings the maps up to the configuration for the first time, and then puts the program over them: no packet sees a
-    /// half-filled table.
+    /// Puts the program where the running configuration wants it: a change of mode takes it off before it is known whether
+    /// the driver agrees to the new one.
+    fn attach_again(&mut self) {
+        let present = attach::present(&self.config.interfaces);
+        match self.dataplane.maps_mut().attach(&self.pins, &present, self.config.xdp_mode) {
+            Ok(attached) => self.attached = attached,
+            Err(error) => error!("the program could not be put back on all interfaces: {error:#}"),
+        }
+    }
+
+    /// Brings the maps up to the configuration for the first time, and then puts the program over them: no packet sees
+    /// a half-filled table.
     ///
     /// # Errors
     /// When a map or an interface refuses: then the daemon does not start.
     pub fn begin(&mut self, adopted: bool, interfaces: &[(String, u32)]) -> anyhow::Result<()> {
-        let steps = self.try_converge(&self.config.clone())?;
+        let steps = bring(&mut self.dataplane, &self.config, &self.state)?;
         self.attached = self.dataplane.maps_mut().attach(&self.pins, interfaces, self.config.xdp_mode)?;
         if adopted {
             let clock = self.clock()?;
@@ -434,6 +515,16 @@ impl Control {
         // Nobody listening is no error.
         let _ = self.events.send(Event { number: self.event_number, time, kind });
     }
+}
+
+/// Makes the maps what `config` and `state` say. Says how many steps it took.
+fn bring(dataplane: &mut Dataplane<Kernel>, config: &Config, state: &State) -> anyhow::Result<usize> {
+    let wanted = desired(config, state, dataplane.image(), dataplane.maps().capacity())?;
+    let steps = plan(dataplane.image(), &wanted);
+    for step in &steps {
+        dataplane.apply(step).with_context(|| format!("step {step:?}"))?;
+    }
+    Ok(steps.len())
 }
 
 fn monotonic_nanoseconds() -> u64 {

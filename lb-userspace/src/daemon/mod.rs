@@ -1,6 +1,6 @@
 //! The daemon's life: start, signals, stop, and `matapa detach`.
 
-mod host;
+pub(crate) mod host;
 mod run;
 
 pub use run::{Options, detach, run};

@@ -1,5 +1,6 @@
 //! Starting in an order in which a failure leaves nothing behind, and stopping so that forwarding goes on.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -32,7 +33,7 @@ pub struct Options {
     pub trace_packets: bool,
 }
 
-/// Flows that new maps have room for: 56 MiB.
+/// Lines of the flow table in new maps: room for a million flows, in 32 MiB.
 const FLOW_LINES: u32 = 1 << 17;
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -85,10 +86,12 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         swept: Swept::default(),
         started,
         event_number: 0,
+        resetting: BTreeMap::new(),
         behind: false,
     };
     if let Err(error) = control.begin(adopted, &interfaces) {
-        if !adopted {
+        // Also of an earlier start that ended before it attached anything.
+        if control.pins.links().is_ok_and(|links| links.is_empty()) {
             give_up(control.pins);
         }
         return Err(error);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_common::maglev;
 
 use super::Capacity;
-use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table};
+use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table, TableKind};
 use crate::api::types::AdminState;
 use crate::config::{Backend, Config, Listen, OnDown, Protocol, Service};
 use crate::health::Health;
@@ -13,7 +13,8 @@ use crate::health::Health;
 /// Why a configuration does not fit into the maps as they are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{wanted} {what} are configured, but the maps in use were made for {capacity}; run `matapa detach` and start the daemon again to make them larger (this interrupts forwarding)"
+    "{wanted} {what} are configured, but the maps in use were made for {capacity}; run `matapa detach` and start the \
+     daemon again to make them larger (this interrupts forwarding)"
 )]
 pub struct TooMany {
     what: &'static str,
@@ -25,6 +26,11 @@ pub struct TooMany {
 pub trait Verdicts {
     fn health(&self, config: &Config, service: &Service, listen: &Listen, backend: &Backend) -> Health;
     fn admin(&self, service: &Service, backend: &Backend) -> AdminState;
+
+    /// Whether the packet path found the server silent.
+    fn suspects(&self, _server: &Server) -> bool {
+        false
+    }
 }
 
 /// The image for `config`. Whatever `previous` already has keeps its number.
@@ -43,6 +49,12 @@ pub fn desired(
     let known: BTreeMap<Listen, Id> = previous.listeners.iter().map(|(id, l)| (l.listen, *id)).collect();
     let servers: BTreeMap<Server, Id> = previous.backends.iter().map(|(id, b)| (b.server, *id)).collect();
 
+    let kept = config.services.iter().flat_map(|service| &service.listen).map(|listen| {
+        let size = known.get(listen).map_or(size, |id| previous.listeners[id].table.size);
+        u64::from(size) + 1
+    });
+    let crowded = kept.sum::<u64>() > u64::from(capacity.table_slots / 2);
+
     let mut image = Image::default();
     for service in &config.services {
         let pool = &config.pools[service.pool];
@@ -56,8 +68,8 @@ pub fn desired(
                     capacity: capacity.listeners,
                 })?,
             };
-            // A table keeps its size: another one would move flows that nobody wanted moved.
-            let size = known_id.map_or(size, |id| previous.listeners[&id].table.size);
+            // A table keeps its size while there is room: another one would move flows that nobody wanted moved.
+            let size = known_id.filter(|_| !crowded).map_or(size, |id| previous.listeners[&id].table.size);
             let mut members = BTreeMap::new();
             for backend in pool.backends.iter().filter(|b| b.address.is_ipv4() == listen.address.is_ipv4()) {
                 let server = Server {
@@ -84,6 +96,7 @@ pub fn desired(
                     health: verdicts.health(config, service, listen, backend),
                     admin: verdicts.admin(service, backend),
                     reset_when_down: pool.on_down == OnDown::Reset && listen.protocol == Protocol::Tcp,
+                    suspect: verdicts.suspects(&server),
                 };
                 if entry.takes_new_flows() {
                     members.insert(number, entry.weight);
@@ -95,7 +108,8 @@ pub fn desired(
                 listen: *listen,
                 session_timeout: u32::try_from(service.session_timeout.as_secs()).unwrap_or(u32::MAX),
                 second_chance: service.second_chance && listen.protocol == Protocol::Tcp,
-                table: Table { size, members },
+                scheduler: service.scheduler,
+                table: Table { kind: TableKind::of(service.scheduler), size, members },
             };
             image.listeners.insert(id, entry);
         }
@@ -107,11 +121,11 @@ pub fn desired(
 fn table_size(listeners: usize, capacity: Capacity) -> u32 {
     let share = capacity.table_slots as usize / (2 * listeners.max(1) + 1);
     let smallest = maglev::SIZES[maglev::SIZES.len() - 1];
-    maglev::SIZES.into_iter().find(|size| *size as usize + 1 <= share).unwrap_or(smallest)
+    maglev::SIZES.into_iter().find(|size| (*size as usize) < share).unwrap_or(smallest)
 }
 
-/// Numbers that the previous image does not use: one that is given up is reused by a later image at the earliest, when nothing
-/// refers to it any more.
+/// Numbers that the previous image does not use: one that is given up is reused by a later image at the earliest, when
+/// nothing refers to it any more.
 struct Numbers {
     used: Vec<Id>,
     next: Id,
@@ -132,3 +146,6 @@ impl Numbers {
         (id < self.capacity).then_some(id)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lb_common::abi::flow::{FlowState, FlowTuple, FlowWord, WAYS};
-use lb_common::abi::net::unmapped;
+use lb_common::abi::net::{mapped, unmapped};
 use lb_common::hash::{FlowHash, HashKey, flow4, flow6, ports};
 
 use super::image::{Id, Image, address_bytes};
@@ -80,6 +80,11 @@ impl<'m> FlowTable<'m> {
             let word = FlowWord(place.load(Ordering::Relaxed));
             (!word.is_free()).then_some((index, place, word))
         })
+    }
+
+    /// Every occupied place: its number, its word, and the tuple beside it as it stands, another flow's for a moment.
+    pub fn entries(&self) -> impl Iterator<Item = (usize, FlowWord, FlowTuple)> {
+        self.occupied().map(|(index, _, word)| (index, word, self.tuple(index)))
     }
 
     /// Frees what has been idle too long, and counts the rest.
@@ -177,9 +182,13 @@ fn hash_of(tuple: &FlowTuple, image: &Image, key: &HashKey) -> Option<FlowHash> 
     let protocol = listen.protocol.wire().number();
     let vip = address_bytes(listen.address);
     let ports = ports(tuple.client_port.get(), tuple.vip_port.get());
-    Some(if listen.address.is_ipv4() {
-        flow4(key, unmapped(&tuple.client), unmapped(&vip), ports, protocol)
-    } else {
-        flow6(key, &tuple.client, &vip, ports, protocol)
-    })
+    if !listen.address.is_ipv4() {
+        return Some(flow6(key, &tuple.client, &vip, ports, protocol));
+    }
+    let client = unmapped(&tuple.client);
+    // The rest of a mapped address is not in the hash: it may be that of another flow.
+    (tuple.client == mapped(*client)).then(|| flow4(key, client, unmapped(&vip), ports, protocol))
 }
+
+#[cfg(test)]
+mod tests;

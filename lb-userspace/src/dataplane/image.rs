@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_common::abi::net::{Be16, Protocol, mapped};
-use lb_common::abi::{Backend, BackendFlags, Listener, ListenerFlags, TableRef};
-use lb_common::maglev::Candidate;
+use lb_common::abi::{Backend, BackendFlags, Listener, ListenerFlags, SchedulerCode, TableRef};
+use lb_common::maglev::{self, Candidate};
 
 use crate::api::types::AdminState;
-use crate::config::Listen;
+use crate::config::{Listen, Scheduler};
 use crate::health::Health;
 
 /// Number of a listener in `LISTENERS`, of a backend in `BACKENDS`. Never 0.
@@ -32,16 +32,37 @@ pub struct ListenerEntry {
     pub session_timeout: u32,
     /// Opening connections whose backend does not answer are offered to another one.
     pub second_chance: bool,
+    pub scheduler: Scheduler,
     pub table: Table,
 }
 
-/// A Maglev table, by what it is built from.
+/// A table of slots, by what it is built from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// Slots; one of [`lb_common::maglev::SIZES`].
+    /// What is in the slots.
+    pub kind: TableKind,
+    /// Slots of a Maglev table, one of [`lb_common::maglev::SIZES`]; of a rotation, the most it may have.
     pub size: u32,
     /// The backends in it with their weights, by number; none with weight 0. Empty: no new flows.
     pub members: BTreeMap<Id, u16>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    /// By consistent hashing.
+    Maglev,
+    /// By turns.
+    Rotation,
+}
+
+impl TableKind {
+    /// What a scheduler picks from.
+    pub const fn of(scheduler: Scheduler) -> Self {
+        match scheduler {
+            Scheduler::Maglev | Scheduler::SourceHash | Scheduler::Random => Self::Maglev,
+            Scheduler::RoundRobin => Self::Rotation,
+        }
+    }
 }
 
 /// A server behind one listener.
@@ -55,6 +76,8 @@ pub struct BackendEntry {
     pub admin: AdminState,
     /// Its established connections are reset while it is down.
     pub reset_when_down: bool,
+    /// The packet path found it silent: no new flows for now.
+    pub suspect: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,8 +105,11 @@ impl Image {
             .iter()
             .filter_map(|(id, weight)| Some((*id, self.backends.get(id)?.candidate(*weight))))
             .unzip();
-        let slots = lb_common::maglev::build(&candidates, table.size, seed).unwrap_or_default();
-        slots.into_iter().map(|index| ids[index as usize]).collect()
+        let slots = match table.kind {
+            TableKind::Maglev => maglev::build(&candidates, table.size, seed),
+            TableKind::Rotation => maglev::rotation(&candidates, table.size),
+        };
+        slots.unwrap_or_default().into_iter().map(|index| ids[index as usize]).collect()
     }
 }
 
@@ -98,6 +124,12 @@ impl ListenerEntry {
             family: if self.listen.address.is_ipv4() { 4 } else { 6 },
             session_timeout: self.session_timeout,
             flags: if self.second_chance { ListenerFlags::SECOND_CHANCE } else { ListenerFlags::default() },
+            scheduler: match self.scheduler {
+                Scheduler::Maglev => SchedulerCode::MAGLEV,
+                Scheduler::SourceHash => SchedulerCode::SOURCE_HASH,
+                Scheduler::RoundRobin => SchedulerCode::ROUND_ROBIN,
+                Scheduler::Random => SchedulerCode::RANDOM,
+            },
             ..Listener::default()
         }
     }
@@ -106,7 +138,7 @@ impl ListenerEntry {
 impl BackendEntry {
     /// Whether new flows may go to it.
     pub fn takes_new_flows(&self) -> bool {
-        self.health == Health::Up && self.admin == AdminState::Enabled && self.weight > 0
+        self.health == Health::Up && self.admin == AdminState::Enabled && self.weight > 0 && !self.suspect
     }
 
     pub fn flags(&self) -> BackendFlags {

@@ -1,7 +1,7 @@
 //! Maps in plain memory, and the packet code over them: what the tests compare the kernel with.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -36,11 +36,14 @@ pub struct Memory {
     tuples: Vec<AtomicU64>,
     counters: RefCell<BTreeMap<Reason, u64>>,
     stats: RefCell<BTreeMap<Id, BackendStats>>,
+    turns: RefCell<BTreeMap<Id, u32>>,
     routes: Routes,
     /// The flow table's clock.
     pub now: u16,
     /// The interface that packets come in on.
     pub ingress: u32,
+    /// The interfaces that do not carry the program.
+    pub elsewhere: BTreeSet<u32>,
 }
 
 impl std::fmt::Debug for Memory {
@@ -65,9 +68,11 @@ impl Memory {
             tuples: zeros(flow_lines * WAYS * size_of::<FlowTuple>() / 8),
             counters: RefCell::default(),
             stats: RefCell::default(),
+            turns: RefCell::default(),
             routes,
             now: 0,
             ingress: 1,
+            elsewhere: BTreeSet::new(),
         }
     }
 
@@ -225,12 +230,27 @@ impl<'m> Env for &'m Memory {
         self.ingress
     }
 
+    fn is_port(&self, ifindex: u32) -> bool {
+        !self.elsewhere.contains(&ifindex)
+    }
+
     fn route4(&self, ip: &Ipv4, _protocol: Wire) -> Route {
         (self.routes)(ip.destination.into(), ip.total_len.get())
     }
 
     fn route6(&self, ip: &Ipv6, _protocol: Wire) -> Route {
         (self.routes)(ip.destination.into(), ip.payload_len.get().saturating_add(40))
+    }
+
+    fn turn(&self, listener: u32) -> u32 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(listener).or_default();
+        *turn += 1;
+        *turn
+    }
+
+    fn random(&self) -> u32 {
+        rand::random()
     }
 
     fn count(&self, reason: Reason) {

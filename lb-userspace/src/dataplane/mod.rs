@@ -12,6 +12,8 @@ pub mod memory;
 pub mod object;
 pub mod plan;
 pub mod regions;
+#[cfg(test)]
+mod worlds;
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -29,7 +31,8 @@ use regions::Regions;
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     #[error(
-        "no room for {0} more slots in the TABLES map, which was made for fewer backends or services; run `matapa detach` and start the daemon again to make it larger (this interrupts forwarding)"
+        "no room for {0} more slots in the TABLES map, which was made for fewer backends or services; \
+         run `matapa detach` and start the daemon again to make it larger (this interrupts forwarding)"
     )]
     NoRoomForTable(u32),
     #[error("writing to the {map} map failed")]
@@ -94,7 +97,8 @@ pub struct Dataplane<M> {
 }
 
 impl<M: Maps> Dataplane<M> {
-    /// Over maps that hold `image`, or nothing. A table whose place contradicts another's is forgotten, to be built anew.
+    /// Over maps that hold `image`, or nothing. A table whose place contradicts another's is forgotten, to be built
+    /// anew.
     pub fn over(maps: M, mut image: Image) -> Self {
         let mut regions = Regions::new(maps.capacity().table_slots);
         for (id, listener) in &mut image.listeners {
@@ -110,6 +114,7 @@ impl<M: Maps> Dataplane<M> {
         &self.maps
     }
 
+    /// For what changes more than maps, such as running the program.
     pub fn maps_mut(&mut self) -> &mut M {
         &mut self.maps
     }
@@ -164,19 +169,20 @@ impl<M: Maps> Dataplane<M> {
     fn put_table(&mut self, id: Id, table: &Table) -> Result<(), ApplyError> {
         let slots = self.image.fill(table, self.maps.hash_key().seed);
         let old = self.maps.table_ref(id);
+        let size = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         let new = if slots.is_empty() {
             TableRef::EMPTY
         } else {
             let offset = loop {
-                match self.regions.take(table.size, Instant::now()) {
+                match self.regions.take(size, Instant::now()) {
                     Ok(offset) => break offset,
                     // Only when tables are replaced many times within a tenth of a second.
                     Err(Some(wait)) => std::thread::sleep(wait),
-                    Err(None) => return Err(ApplyError::NoRoomForTable(table.size)),
+                    Err(None) => return Err(ApplyError::NoRoomForTable(size)),
                 }
             };
             self.maps.write_slots(offset, &slots);
-            TableRef::new(offset, table.size, u16::try_from(table.members.len()).unwrap_or(u16::MAX))
+            TableRef::new(offset, size, u16::try_from(table.members.len()).unwrap_or(u16::MAX))
         };
         self.maps.write_table_ref(id, new);
         self.give_back(old);
@@ -189,3 +195,6 @@ impl<M: Maps> Dataplane<M> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

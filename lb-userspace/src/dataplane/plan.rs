@@ -1,5 +1,7 @@
 //! The steps from one image to another, in an order in which no packet sees a hole.
 
+use std::collections::BTreeMap;
+
 use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table};
 use crate::config::{Listen, Protocol};
 
@@ -25,13 +27,12 @@ pub enum Op {
 
 /// The steps that turn `actual` into `desired`. None when they are equal.
 ///
+/// A number that is in both stands for the same listener or server in both, as [`super::desired`] sees to.
+///
 /// What is added is complete before anything points to it: backends, then tables, then VIPs. What is removed is
-/// unreachable before it goes, in the reverse order. A backend that comes up is marked so before tables hand flows to it, one that
-/// goes down only after they have stopped, so that no flow is reset that was just begun.
+/// unreachable before it goes, in the reverse order. A backend that comes up is marked so before tables hand flows to
+/// it, one that goes down only after they have stopped, so that no flow is reset that was just begun.
 pub fn plan(actual: &Image, desired: &Image) -> Vec<Op> {
-    let protocol = |image: &Image, backend: &BackendEntry| {
-        image.listeners.get(&backend.server.listener).map_or(Protocol::Tcp, |l| l.listen.protocol)
-    };
     let mut before = Vec::new();
     let mut listeners = Vec::new();
     let mut tables = Vec::new();
@@ -49,7 +50,7 @@ pub fn plan(actual: &Image, desired: &Image) -> Vec<Op> {
             }
             _ => {
                 before.push(Op::PutBackend(id, new.clone()));
-                before.push(Op::PutOrigin(new.server, protocol(desired, new), id));
+                before.push(Op::PutOrigin(new.server, protocol_of(desired, new), id));
             }
         }
     }
@@ -88,7 +89,7 @@ pub fn plan(actual: &Image, desired: &Image) -> Vec<Op> {
     for (&id, old) in &actual.backends {
         let gone = desired.backends.get(&id).is_none_or(|new| new.server != old.server);
         if gone {
-            let protocol = protocol(actual, old);
+            let protocol = protocol_of(actual, old);
             let elsewhere = desired.backends.values().any(|new| {
                 (new.server.address, new.server.port) == (old.server.address, old.server.port)
                     && protocol_of(desired, new) == protocol
@@ -114,13 +115,10 @@ pub fn advance(image: &mut Image, op: &Op) {
             image.backends.insert(*id, entry.clone());
         }
         Op::PutListener(id, entry) => {
-            let table = image
-                .listeners
-                .get(id)
-                .filter(|old| old.listen == entry.listen)
-                .map_or(Table { size: entry.table.size, members: Default::default() }, |old| {
-                    old.table.clone()
-                });
+            let table = image.listeners.get(id).filter(|old| old.listen == entry.listen).map_or_else(
+                || Table { members: BTreeMap::new(), ..entry.table.clone() },
+                |old| old.table.clone(),
+            );
             image.listeners.insert(*id, ListenerEntry { table, ..entry.clone() });
         }
         Op::PutTable(id, table) => {
@@ -137,3 +135,6 @@ pub fn advance(image: &mut Image, op: &Op) {
         Op::PutOrigin(..) | Op::PutVip(..) | Op::RemoveVip(_) | Op::RemoveOrigin(..) => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,8 +21,8 @@ impl Regions {
         Self { free: BTreeMap::from([(0, capacity)]), resting: Vec::new() }
     }
 
-    /// Takes the first range of `size` slots that is free. When there is none, says how long to wait for one that may become
-    /// free; `None` when waiting will not help.
+    /// Takes the first range of `size` slots that is free. When there is none, says how long to wait for one that may
+    /// become free; `None` when waiting will not help.
     pub fn take(&mut self, size: u32, now: Instant) -> Result<u32, Option<Duration>> {
         // Offsets stay even: an element of the map holds two slots, and each belongs to one table only.
         let size = size.next_multiple_of(2);

@@ -120,6 +120,8 @@ fn backend(id: u32, name: &str, address: &str, port: Option<u16>) -> BackendStat
         checks_up: 1999,
         last_error: None,
         last_check_millis: Some(4),
+        moved_away: 0,
+        suspect: false,
         flows: 12,
         packets: 48_211,
         bytes: 31_457_280,

@@ -10,6 +10,7 @@ use aya::programs::{ProgramError, XdpMode as AyaMode};
 use lb_common::abi;
 use log::{info, warn};
 
+use super::link::take_off;
 use super::pins::Pins;
 use super::{Kernel, load};
 use crate::config::XdpMode;
@@ -43,6 +44,12 @@ pub fn resolve(interfaces: &[String]) -> anyhow::Result<Vec<(String, u32)>> {
         .collect()
 }
 
+/// As [`resolve`], without those that are not there.
+pub fn present(interfaces: &[String]) -> Vec<(String, u32)> {
+    let index = |name: &String| nix::net::if_::if_nametoindex(name.as_str()).ok();
+    interfaces.iter().filter_map(|name| Some((name.clone(), index(name)?))).collect()
+}
+
 fn names() -> String {
     let names = nix::net::if_::if_nameindex().map(|all| {
         all.iter().map(|i| i.name().to_string_lossy().into_owned()).collect::<Vec<_>>().join(", ")
@@ -51,8 +58,8 @@ fn names() -> String {
 }
 
 impl Kernel {
-    /// Puts the program on these interfaces, and on no others. One that has an older daemon's program gets the new one in its
-    /// place, between two packets. When one cannot be attached, the new ones are taken off again.
+    /// Puts the program on these interfaces, and on no others. One that has an older daemon's program gets the new one
+    /// in its place, between two packets. When one cannot be attached, the new ones are taken off again.
     ///
     /// # Errors
     /// When the kernel or driver refuses; the text says what to do.
@@ -74,7 +81,7 @@ impl Kernel {
                 }
                 Err(error) => {
                     for pin in fresh {
-                        remove(&pin);
+                        detach(&pin);
                     }
                     return Err(error);
                 }
@@ -84,9 +91,10 @@ impl Kernel {
             let wanted = attached.iter().any(|a| pins.link(&a.name, a.index, a.mode()) == pin);
             if !wanted {
                 info!("taking the program off {}", pin.display());
-                remove(&pin);
+                detach(&pin);
             }
         }
+        self.set_ports(&attached.iter().map(|a| a.index).collect::<Vec<_>>());
         self.pin_program(pins)?;
         Ok(attached)
     }
@@ -113,7 +121,7 @@ impl Kernel {
                 return Ok((attached, pin, false));
             }
             // Another mode is wanted, or the interface was removed and made again under the same number.
-            remove(&pin);
+            detach(&pin);
         }
         let native = match mode {
             XdpMode::Generic => false,
@@ -122,8 +130,8 @@ impl Kernel {
                 Ok(done) => return Ok(done),
                 Err(error) if refused_by_driver(&error) => {
                     warn!(
-                        "the driver of {name} cannot run XDP ({error:#}); using generic mode, which costs several times as \
-                         much per packet. `xdp_mode = \"generic\"` makes this choice silent"
+                        "the driver of {name} cannot run XDP ({error:#}); using generic mode, which costs several \
+                         times as much per packet. `xdp_mode = \"generic\"` makes this choice silent"
                     );
                     false
                 }
@@ -165,8 +173,10 @@ impl Kernel {
 
     fn pin_program(&mut self, pins: &Pins) -> anyhow::Result<()> {
         let path = pins.program();
-        if path.exists() {
-            remove(&path);
+        if path.exists()
+            && let Err(error) = fs::remove_file(&path)
+        {
+            complain(&path, &error);
         }
         load::xdp(&mut self.ebpf, abi::PROGRAM)?
             .pin(&path)
@@ -174,10 +184,14 @@ impl Kernel {
     }
 }
 
-fn remove(pin: &Path) {
-    if let Err(error) = fs::remove_file(pin) {
-        warn!("cannot remove the pin {}: {error}", pin.display());
+fn detach(pin: &Path) {
+    if let Err(error) = take_off(pin) {
+        complain(pin, &error);
     }
+}
+
+fn complain(pin: &Path, error: &std::io::Error) {
+    warn!("cannot remove the pin {}: {error}", pin.display());
 }
 
 fn errno(error: &ProgramError) -> Option<i32> {
@@ -190,7 +204,8 @@ fn errno(error: &ProgramError) -> Option<i32> {
 fn explain(name: &str, error: ProgramError) -> anyhow::Error {
     let hint = match errno(&error) {
         Some(libc::EBUSY) => format!(
-            "another XDP program is on {name}; take it off with `ip link set dev {name} xdp off` or by the program that put it there"
+            "another XDP program is on {name}; take it off with `ip link set dev {name} xdp off` or by the program \
+             that put it there"
         ),
         Some(libc::EPERM) => format!("not allowed to attach to {name}; run as root"),
         _ => format!("cannot attach to {name}"),

@@ -40,10 +40,19 @@ pub struct Loaded {
 /// When the kernel refuses the program or a map, or the pinned maps have another layout.
 pub fn load(pins: &Pins, wanted: Geometry, trace: bool) -> anyhow::Result<Loaded> {
     let found = existing(pins)?;
-    let adopted = found.is_some();
-    let (geometry, key) = found.unwrap_or_else(|| (wanted, new_key()));
-    load_with(pins, geometry, key, trace, adopted).inspect_err(|_| {
-        if !adopted && let Err(error) = pins.remove_maps() {
+    match found {
+        Some((geometry, key)) => load_with(pins, geometry, key, trace, true),
+        None => load_new(pins, wanted, new_key(), trace),
+    }
+}
+
+/// Loads the program over new maps with this key; there must be no pinned ones.
+///
+/// # Errors
+/// When the kernel refuses the program or a map.
+pub fn load_new(pins: &Pins, wanted: Geometry, key: HashKey, trace: bool) -> anyhow::Result<Loaded> {
+    load_with(pins, wanted, key, trace, false).inspect_err(|_| {
+        if let Err(error) = pins.remove_maps() {
             warn!("could not remove the pins of maps that are of no use: {error}");
         }
     })
@@ -72,6 +81,7 @@ fn load_with(
         .map_max_entries(map::ENDPOINTS6, capacity.listeners + capacity.backends)
         .map_max_entries(map::LISTENERS, capacity.listeners)
         .map_max_entries(map::LISTENER_NAMES, capacity.listeners)
+        .map_max_entries(map::TURNS, capacity.listeners)
         .map_max_entries(map::BACKENDS, capacity.backends)
         .map_max_entries(map::BACKEND_NAMES, capacity.backends)
         .map_max_entries(map::BACKEND_STATS, capacity.backends)
@@ -131,6 +141,7 @@ fn kernel(
     let tables = array(map::TABLES, 8, capacity.table_slots / 2)?;
     let flows = array(map::FLOWS, WAYS * 8, flow_lines)?;
     let tuples = array(map::FLOW_TUPLES, size_of::<FlowTuple>(), flow_lines * WAYS as u32)?;
+    let ports = array(map::PORTS, 8, abi::PORTS)?;
     let control = array(map::CONTROL, size_of::<Control>(), 1)?;
     Ok(Kernel {
         endpoints4: AyaHashMap::try_from(take(map::ENDPOINTS4)?)?,
@@ -144,6 +155,7 @@ fn kernel(
         tables,
         flows,
         tuples,
+        ports,
         control,
         capacity,
         key,
@@ -175,8 +187,8 @@ fn existing(pins: &Pins) -> anyhow::Result<Option<(Geometry, HashKey)>> {
     }
     let other = || {
         format!(
-            "the pinned maps have layout {version} and this binary has {ABI_VERSION}; run `matapa detach` with the other version or \
-             this one, then start again (this interrupts forwarding)"
+            "the pinned maps have layout {version} and this binary has {ABI_VERSION}; run `matapa detach` with the \
+             other version or this one, then start again (this interrupts forwarding)"
         )
     };
     if version != ABI_VERSION || present < map::ALL.len() {

@@ -7,8 +7,8 @@ use aya::maps::MapData;
 use bytemuck::Pod;
 use memmap2::{MmapOptions, MmapRaw};
 
-/// The values of an array map made with `BPF_F_MMAPABLE`. Each is a whole number of 64-bit words, as the kernel rounds the
-/// size of an element up to that.
+/// The values of an array map made with `BPF_F_MMAPABLE`. Each is a whole number of 64-bit words, as the kernel rounds
+/// the size of an element up to that.
 #[derive(Debug)]
 pub struct Mapped {
     memory: MmapRaw,
@@ -57,7 +57,7 @@ impl Mapped {
     /// Writes an element word by word, the one at `last` after all others.
     pub fn write<T: Pod>(&self, index: usize, value: &T, last: usize) {
         let bytes = bytemuck::bytes_of(value);
-        let words = || bytes.chunks_exact(8).map(|chunk| bytemuck::pod_read_unaligned::<u64>(chunk));
+        let words = || bytes.chunks_exact(8).map(bytemuck::pod_read_unaligned::<u64>);
         let places = self.element(index);
         for (i, (place, word)) in places.iter().zip(words()).enumerate() {
             if i != last {

@@ -1,6 +1,7 @@
 //! The kernel's maps and program.
 
 pub mod attach;
+mod link;
 pub mod load;
 mod mapped;
 pub mod pins;
@@ -46,6 +47,7 @@ pub struct Kernel {
     tables: Mapped,
     flows: Mapped,
     tuples: Mapped,
+    ports: Mapped,
     control: Mapped,
     capacity: Capacity,
     key: HashKey,
@@ -119,8 +121,8 @@ impl Kernel {
         f64::from(1 << self.tick_shift) / f64::from(hertz())
     }
 
-    /// Runs the program on a frame as if it came in on the loopback interface, or on the one that `context` names: verdict and
-    /// frame after it. For tests.
+    /// Runs the program on a frame as if it came in on the loopback interface, or on the one that `context` names:
+    /// verdict and frame after it. For tests.
     ///
     /// # Errors
     /// When the kernel refuses to run the program.
@@ -149,6 +151,16 @@ impl Kernel {
             .context("the kernel does not say how many instructions it verified")
     }
 
+    /// Names the interfaces to which packets may be redirected; all others are the kernel's.
+    pub fn set_ports(&self, indexes: &[u32]) {
+        for place in 0..abi::PORTS {
+            let index = indexes.iter().find(|index| *index % abi::PORTS == place);
+            if let Some(word) = self.ports.element(place as usize).first() {
+                word.store(u64::from(index.copied().unwrap_or(0)), Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Says in the maps that a daemon is alive, at this many nanoseconds of the monotonic clock.
     pub fn heartbeat(&self, nanoseconds: u64) {
         if let Some(place) = self.control.element(0).last() {
@@ -163,26 +175,16 @@ impl Kernel {
 
     /// Removes endpoints that lead nowhere: what a daemon that died between two steps left.
     pub fn remove_dangling(&mut self, image: &super::image::Image) {
-        let listener = |side: u8, id: &Id| side == Side::Vip as u8 && !image.listeners.contains_key(id);
-        let backend = |side: u8, id: &Id| side == Side::Backend as u8 && !image.backends.contains_key(id);
-        let keys: Vec<_> = self.endpoints4.iter().filter_map(Result::ok).collect();
-        for (key, id) in keys {
-            let side = bytemuck::cast::<_, Endpoint4>(key).side;
-            if (listener(side, &id) || backend(side, &id))
-                && let Err(error) = self.endpoints4.remove(&key)
-            {
-                log::warn!("an endpoint that leads nowhere stays: {error}");
-            }
-        }
-        let keys: Vec<_> = self.endpoints6.iter().filter_map(Result::ok).collect();
-        for (key, id) in keys {
-            let side = bytemuck::cast::<_, Endpoint6>(key).side;
-            if (listener(side, &id) || backend(side, &id))
-                && let Err(error) = self.endpoints6.remove(&key)
-            {
-                log::warn!("an endpoint that leads nowhere stays: {error}");
-            }
-        }
+        let dangling = |side: u8, id: &Id| {
+            (side == Side::Vip as u8 && !image.listeners.contains_key(id))
+                || (side == Side::Backend as u8 && !image.backends.contains_key(id))
+        };
+        remove_where(&mut self.endpoints4, |key, id| {
+            dangling(bytemuck::must_cast::<_, Endpoint4>(key).side, id)
+        });
+        remove_where(&mut self.endpoints6, |key, id| {
+            dangling(bytemuck::must_cast::<_, Endpoint6>(key).side, id)
+        });
     }
 
     fn slot(&self, index: u32) -> Id {
@@ -295,6 +297,21 @@ impl Maps for Kernel {
 
     fn flows(&self) -> FlowTable<'_> {
         FlowTable::new(self.flows.words(), self.tuples.words())
+    }
+}
+
+/// Removes the entries of an endpoint map that fit; one that cannot be removed is only told of.
+fn remove_where<const LEN: usize>(
+    map: &mut AyaHashMap<MapData, [u8; LEN], Id>,
+    fits: impl Fn([u8; LEN], &Id) -> bool,
+) where
+    [u8; LEN]: aya::Pod,
+{
+    let found: Vec<_> = map.iter().filter_map(Result::ok).filter(|(key, id)| fits(*key, id)).collect();
+    for (key, _) in found {
+        if let Err(error) = map.remove(&key) {
+            log::warn!("an endpoint that leads nowhere stays: {error}");
+        }
     }
 }
 

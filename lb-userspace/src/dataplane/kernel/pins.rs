@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::link::take_off;
 use anyhow::{Context as _, bail};
 use log::info;
 use nix::fcntl::{Flock, FlockArg};
@@ -63,7 +64,8 @@ impl Pins {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
-                "another matapa daemon holds {}; stop it first, or give this one a directory of its own in MATAPA_PIN_DIR",
+                "another matapa daemon holds {}; stop it first, or give this one a directory of its own in \
+                 MATAPA_PIN_DIR",
                 dir.display()
             ),
             Err((_, errno)) => Err(errno).with_context(|| format!("cannot lock {}", dir.display())),
@@ -101,7 +103,7 @@ impl Pins {
     /// When a pin cannot be removed.
     pub fn remove_all(self) -> io::Result<()> {
         for link in self.links()? {
-            fs::remove_file(link)?;
+            take_off(&link)?;
         }
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
@@ -138,7 +140,10 @@ fn ensure_bpf_fs(dir: &Path) -> anyhow::Result<()> {
         );
     }
     mount(Some("bpf"), MOUNT_POINT, Some("bpf"), MsFlags::empty(), None::<&str>).with_context(|| {
-        format!("no BPF file system at {MOUNT_POINT} and mounting one failed; run as root: mount -t bpf bpf {MOUNT_POINT}")
+        format!(
+            "no BPF file system at {MOUNT_POINT} and mounting one failed; \
+             run as root: mount -t bpf bpf {MOUNT_POINT}"
+        )
     })?;
     info!("mounted the BPF file system at {MOUNT_POINT}");
     Ok(())

@@ -5,14 +5,17 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use lb_common::abi::net::Protocol as Wire;
 use lb_common::abi::{
-    self, Backend, BackendFlags, Endpoint4, Endpoint6, Listener, ListenerFlags, Side, TableRef,
+    self, Backend, BackendFlags, Endpoint4, Endpoint6, Listener, ListenerFlags, SchedulerCode, Side, TableRef,
 };
+use lb_common::maglev;
 use log::warn;
 
 use super::Kernel;
 use crate::api::types::AdminState;
-use crate::config::{Listen, Protocol};
-use crate::dataplane::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table, address_from};
+use crate::config::{Listen, Protocol, Scheduler};
+use crate::dataplane::image::{
+    BackendEntry, Id, Image, ListenerEntry, Server, Table, TableKind, address_from,
+};
 use crate::health::Health;
 
 type Endpoint = (u8, std::net::IpAddr, u16, u8);
@@ -35,12 +38,23 @@ pub fn read(kernel: &Kernel) -> Image {
             Wire::Tcp => Protocol::Tcp,
             Wire::Udp => Protocol::Udp,
         };
+        let scheduler = match record.scheduler {
+            SchedulerCode::SOURCE_HASH => Scheduler::SourceHash,
+            SchedulerCode::ROUND_ROBIN => Scheduler::RoundRobin,
+            SchedulerCode::RANDOM => Scheduler::Random,
+            _ => Scheduler::Maglev,
+        };
         let entry = ListenerEntry {
             service: name(&kernel.listener_names.read::<[u8; abi::NAME_LEN]>(id as usize)),
             listen: Listen { address, port: record.port.get(), protocol },
             session_timeout: record.session_timeout,
             second_chance: record.flags.has(ListenerFlags::SECOND_CHANCE),
-            table: Table { size: record.table.size(), members: BTreeMap::new() },
+            scheduler,
+            table: Table {
+                kind: TableKind::of(scheduler),
+                size: record.table.size(),
+                members: BTreeMap::new(),
+            },
         };
         image.listeners.insert(id, entry);
     }
@@ -78,11 +92,12 @@ fn backend(kernel: &Kernel, id: Id, record: &Backend, server: Server) -> Backend
         },
         // Known only while it is down; wrong otherwise, and written anew then.
         reset_when_down: record.flags.has(BackendFlags::RESET),
+        suspect: false,
     }
 }
 
-/// A table's members are the backends in its slots. When the slots are not what these members give, the daemon died between two
-/// steps: such a table gets a member that no configuration has, so that it is built anew.
+/// A table's members are the backends in its slots. When the slots are not what these members give, the daemon died
+/// between two steps: such a table gets a member that no configuration has, so that it is built anew.
 fn read_tables(kernel: &Kernel, image: &mut Image) {
     let mut tables = Vec::new();
     for (&id, listener) in &image.listeners {
@@ -95,23 +110,21 @@ fn read_tables(kernel: &Kernel, image: &mut Image) {
             .into_iter()
             .map(|id| (*id, image.backends.get(id).map_or(0, |b| b.weight)))
             .collect();
-        let table = Table { size: at.size(), members };
-        if image.fill(&table, kernel.key.seed) == slots {
-            tables.push((id, table));
-        } else {
+        let kind = listener.table.kind;
+        // A rotation is as long as its members need, and of a table without slots the size is not known; any will do.
+        let size = if kind == TableKind::Rotation || at.size() == 0 { maglev::SIZES[0] } else { at.size() };
+        let mut table = Table { kind, size, members };
+        if image.fill(&table, kernel.key.seed) != slots {
             warn!(
                 "the table of {} {} was left half changed and will be built anew",
                 listener.service, listener.listen
             );
-            tables.push((id, Table { size: at.size(), members: BTreeMap::from([(0, 0)]) }));
+            table.members = BTreeMap::from([(0, 0)]);
         }
+        tables.push((id, table));
     }
-    for (id, mut table) in tables {
+    for (id, table) in tables {
         if let Some(listener) = image.listeners.get_mut(&id) {
-            if table.size == 0 {
-                // No backend was up: the size was not kept, and any will do.
-                table.size = lb_common::maglev::SIZES[0];
-            }
             listener.table = table;
         }
     }

@@ -1,0 +1,202 @@
+//! What survives a restart, a reload and an operator.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::*;
+use crate::dataplane::Capacity;
+use crate::dataplane::desired::desired;
+use crate::health::CheckError;
+
+const CAPACITY: Capacity = Capacity { listeners: 64, backends: 64, table_slots: 1 << 12 };
+
+const BASE: &str = r#"
+    interfaces = ["eth0"]
+    [pools.mx]
+    check = "tcp"
+    backends = [{ name = "mx1", address = "198.51.100.11" }, { name = "mx2", address = "198.51.100.12" }]
+    [services.mail]
+    listen = ["203.0.113.10:25", "203.0.113.10:587"]
+    pool = "mx"
+    [services.web]
+    listen = "203.0.113.10:80"
+    backends = ["198.51.100.21"]
+"#;
+
+fn parsed(text: &str) -> Config {
+    match crate::config::parse(text, Path::new("m.toml")) {
+        Ok(config) => config,
+        Err(errors) => panic!("{:?}", errors.lines()),
+    }
+}
+
+fn name(service: &str, backend: &str) -> Name {
+    (service.to_owned(), backend.to_owned())
+}
+
+fn image(config: &Config, state: &State) -> Image {
+    desired(config, state, &Image::default(), CAPACITY).unwrap()
+}
+
+/// The outcome of a check of this server's port.
+fn report(config: &Config, address: &str, port: u16, health: Health) -> Report {
+    let address: IpAddr = address.parse().unwrap();
+    let check = config.pools[0].check.as_ref().unwrap();
+    Report {
+        target: Target::new(address, port, check),
+        at: SystemTime::UNIX_EPOCH,
+        latency: Duration::from_millis(3),
+        result: if health == Health::Up { Ok(()) } else { Err(CheckError::Refused) },
+        health,
+        previous: Health::Unknown,
+    }
+}
+
+/// Health and admin state of each backend behind each listener.
+fn verdicts(config: &Config, state: &State) -> Vec<(String, u16, Health, AdminState)> {
+    let mut all = Vec::new();
+    for service in &config.services {
+        for listen in &service.listen {
+            for backend in &config.pools[service.pool].backends {
+                let health = state.health(config, service, listen, backend);
+                all.push((backend.name.clone(), listen.port, health, state.admin(service, backend)));
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn a_server_is_judged_port_by_port() {
+    let config = parsed(BASE);
+    let mut state = State::default();
+    assert!(state.report(&report(&config, "198.51.100.11", 25, Health::Up)));
+    assert!(state.report(&report(&config, "198.51.100.11", 587, Health::Down)));
+    assert!(!state.report(&report(&config, "198.51.100.11", 587, Health::Down)));
+    let health: Vec<_> = verdicts(&config, &state).into_iter().map(|(.., health, _)| health).collect();
+    // mail 25: mx1, mx2; mail 587: mx1, mx2; web, which has no check and is taken as up.
+    assert_eq!(health, [Health::Up, Health::Unknown, Health::Down, Health::Unknown, Health::Up]);
+    let (service, backend) = (&config.services[0], &config.pools[0].backends[0]);
+    let checked = state.checked(&config, service, &service.listen[1], backend).unwrap();
+    assert_eq!((checked.checks, checked.checks_up), (2, 0));
+    assert_eq!(checked.last_error.as_deref(), Some("connection refused"));
+    assert!(state.report(&report(&config, "198.51.100.11", 587, Health::Up)));
+    let checked = state.checked(&config, service, &service.listen[1], backend).unwrap();
+    assert_eq!((checked.checks, checked.checks_up, checked.last_error.as_deref()), (3, 1, None));
+    let web = &config.services[1];
+    assert!(state.checked(&config, web, &web.listen[0], &config.pools[web.pool].backends[0]).is_none());
+}
+
+#[test]
+fn a_new_daemon_knows_what_the_old_one_knew() {
+    let config = parsed(BASE);
+    let mut state = State::default();
+    state.report(&report(&config, "198.51.100.11", 25, Health::Up));
+    state.report(&report(&config, "198.51.100.12", 25, Health::Down));
+    state.report(&report(&config, "198.51.100.12", 587, Health::Up));
+    state.set_admin(name("mail", "mx2"), AdminState::Draining);
+    state.set_admin(name("web", "198.51.100.21"), AdminState::Disabled);
+
+    let restored = State::restore(&config, &image(&config, &state));
+    assert_eq!(verdicts(&config, &restored), verdicts(&config, &state));
+    assert_eq!(restored.targets(&config), state.targets(&config));
+}
+
+#[test]
+fn a_new_daemon_with_another_file_keeps_what_still_means_something() {
+    let before = parsed(BASE);
+    let mut state = State::default();
+    state.report(&report(&before, "198.51.100.11", 25, Health::Up));
+    state.set_admin(name("mail", "mx1"), AdminState::Draining);
+    let left = image(&before, &state);
+
+    // Another check of the same server: its last state stands until the first result.
+    let after = parsed(&BASE.replace("\"tcp\"", "\"smtp\""));
+    let restored = State::restore(&after, &left);
+    assert_eq!(verdicts(&after, &restored)[0], ("mx1".to_owned(), 25, Health::Up, AdminState::Draining));
+    // A server that was not there is unknown.
+    let after = parsed(&BASE.replace("198.51.100.11", "198.51.100.31"));
+    assert_eq!(verdicts(&after, &State::restore(&after, &left))[0].2, Health::Unknown);
+}
+
+#[test]
+fn another_check_inherits_the_health_and_a_known_one_keeps_its_own() {
+    let before = parsed(BASE);
+    let mut state = State::default();
+    state.report(&report(&before, "198.51.100.11", 25, Health::Up));
+    state.report(&report(&before, "198.51.100.12", 25, Health::Down));
+    let left = image(&before, &state);
+    // The maps are behind what was learnt since.
+    state.report(&report(&before, "198.51.100.12", 25, Health::Up));
+    let health = |config: &Config, state: &State| {
+        verdicts(config, state).into_iter().map(|(.., health, _)| health).take(2).collect::<Vec<_>>()
+    };
+    let mut unchanged = state.clone();
+    unchanged.inherit(&before, &left);
+    assert_eq!(health(&before, &unchanged), [Health::Up, Health::Up]);
+    let after = parsed(&BASE.replace("\"tcp\"", "\"smtp\""));
+    assert_eq!(health(&after, &state), [Health::Unknown, Health::Unknown]);
+    state.inherit(&after, &left);
+    assert_eq!(health(&after, &state), [Health::Up, Health::Down]);
+}
+
+#[test]
+fn what_is_no_longer_configured_is_forgotten() {
+    let config = parsed(BASE);
+    let mut state = State::default();
+    state.report(&report(&config, "198.51.100.11", 25, Health::Up));
+    state.report(&report(&config, "198.51.100.12", 25, Health::Up));
+    state.set_admin(name("mail", "mx1"), AdminState::Disabled);
+    state.set_admin(name("mail", "mx2"), AdminState::Draining);
+    state.set_admin(name("web", "198.51.100.21"), AdminState::Draining);
+    let before = verdicts(&config, &state);
+    state.retain(&config);
+    assert_eq!(verdicts(&config, &state), before);
+
+    let without_mx1 = parsed(&BASE.replace("{ name = \"mx1\", address = \"198.51.100.11\" }, ", ""));
+    state.retain(&without_mx1);
+    assert_eq!(verdicts(&without_mx1, &state)[0], ("mx2".to_owned(), 25, Health::Up, AdminState::Draining));
+    // Added again later, it is a new server that nobody has disabled.
+    let again = verdicts(&config, &state);
+    assert_eq!(again[0], ("mx1".to_owned(), 25, Health::Unknown, AdminState::Enabled));
+    assert_eq!(again[1].3, AdminState::Draining);
+    assert_eq!(again[4].3, AdminState::Draining);
+}
+
+#[test]
+fn an_operators_word_counts_once() {
+    let config = parsed(BASE);
+    let mut state = State::default();
+    assert!(!state.set_admin(name("mail", "mx1"), AdminState::Enabled));
+    assert!(state.set_admin(name("mail", "mx1"), AdminState::Draining));
+    assert!(!state.set_admin(name("mail", "mx1"), AdminState::Draining));
+    assert!(state.set_admin(name("mail", "mx1"), AdminState::Disabled));
+    let admin = |state: &State| state.admin(&config.services[0], &config.pools[0].backends[0]);
+    assert_eq!(admin(&state), AdminState::Disabled);
+    assert_eq!(state.admin(&config.services[1], &config.pools[0].backends[0]), AdminState::Enabled);
+    assert!(state.set_admin(name("mail", "mx1"), AdminState::Enabled));
+    assert_eq!(admin(&state), AdminState::Enabled);
+}
+
+#[test]
+fn only_disabled_backends_are_not_checked() {
+    let config = parsed(BASE);
+    let mut state = State::default();
+    let checked = |state: &State| {
+        state.targets(&config).into_iter().map(|(target, _)| target.address.to_string()).collect::<Vec<_>>()
+    };
+    let all = ["198.51.100.11:25", "198.51.100.11:587", "198.51.100.12:25", "198.51.100.12:587"];
+    assert_eq!(checked(&state), all);
+    state.set_admin(name("mail", "mx1"), AdminState::Draining);
+    assert_eq!(checked(&state), all);
+    state.set_admin(name("mail", "mx1"), AdminState::Disabled);
+    assert_eq!(checked(&state), all[2..]);
+    // Where another service wants the same check of the server, it goes on.
+    let shared = parsed(&format!(
+        "{BASE}\n[services.more]\nlisten = \"203.0.113.11:26\"\ncheck = {{ type = \"tcp\", port = 25 }}\n\
+         backends = [\"198.51.100.11\"]"
+    ));
+    let still = state.targets(&shared).into_iter().any(|(target, _)| target.address.to_string() == all[0]);
+    assert!(still);
+}

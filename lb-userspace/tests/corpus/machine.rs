@@ -1,0 +1,168 @@
+//! What runs a frame: the packet code over maps with a world's configuration in them.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use lb_common::abi::{BackendStats, FlowTuple};
+use lb_common::verdict::{Action, Reason};
+use lb_userspace::dataplane::desired::desired;
+use lb_userspace::dataplane::image::{Id, Image};
+use lb_userspace::dataplane::memory::Memory;
+use lb_userspace::dataplane::plan::plan;
+use lb_userspace::dataplane::{Dataplane, Maps};
+
+use super::world::{CAPACITY, KEY, Known, States, World};
+
+/// The fate of one frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    pub action: Action,
+    /// Where a redirected frame leaves. The kernel's test run does not tell; the frame's source MAC address does.
+    pub ifindex: Option<u32>,
+    pub frame: Vec<u8>,
+}
+
+/// What runs the packet code over maps.
+pub trait Engine {
+    type Maps: Maps;
+
+    /// Runs the packet code on a frame that came in on the interface of this number.
+    fn run(&self, maps: &mut Self::Maps, ingress: u32, frame: &[u8]) -> Ran;
+    fn counters(maps: &Self::Maps) -> BTreeMap<Reason, u64>;
+    fn stats(maps: &Self::Maps, backend: Id) -> BackendStats;
+}
+
+/// The host, and the interface that the routing table is asked about.
+#[derive(Debug)]
+pub struct Host {
+    ingress: Rc<Cell<u32>>,
+}
+
+impl Engine for Host {
+    type Maps = Memory;
+
+    fn run(&self, memory: &mut Memory, ingress: u32, frame: &[u8]) -> Ran {
+        self.ingress.set(ingress);
+        memory.ingress = ingress;
+        let mut frame = frame.to_vec();
+        let verdict = memory.run(&mut frame);
+        let ifindex = (verdict.action == Action::Redirect).then_some(verdict.ifindex);
+        Ran { action: verdict.action, ifindex, frame }
+    }
+
+    fn counters(memory: &Memory) -> BTreeMap<Reason, u64> {
+        memory.counters()
+    }
+
+    fn stats(memory: &Memory, backend: Id) -> BackendStats {
+        memory.stats(backend)
+    }
+}
+
+impl Machine<Host> {
+    /// A gateway in plain memory.
+    pub fn host(world: &World) -> Self {
+        let (ingress, routes) = world.routes();
+        let memory = Memory::new(CAPACITY, KEY, world.flow_lines as usize, routes);
+        Self::new(Host { ingress }, memory)
+    }
+}
+
+/// A place of the flow table: its number, its word without the time, and the tuple beside it.
+pub type Place = (usize, u64, FlowTuple);
+
+/// Everything a packet may change but its frame.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    pub counters: BTreeMap<Reason, u64>,
+    pub stats: BTreeMap<Id, BackendStats>,
+    pub flows: Vec<Place>,
+}
+
+/// What a packet changed, and what it left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub ran: Ran,
+    /// Those that moved, and by how much.
+    pub counters: BTreeMap<Reason, u64>,
+    /// Of the backends whose statistics moved.
+    pub stats: BTreeMap<Id, BackendStats>,
+    pub flows_before: Vec<Place>,
+    pub flows: Vec<Place>,
+}
+
+/// A gateway in a world.
+#[derive(Debug)]
+pub struct Machine<E: Engine> {
+    engine: E,
+    dataplane: Dataplane<E::Maps>,
+}
+
+impl<E: Engine> Machine<E> {
+    pub fn new(engine: E, maps: E::Maps) -> Self {
+        Self { engine, dataplane: Dataplane::over(maps, Image::default()) }
+    }
+
+    pub fn image(&self) -> &Image {
+        self.dataplane.image()
+    }
+
+    /// Takes the steps to the configuration of the world with its backends in these states.
+    pub fn configure(&mut self, world: &World, states: &States) {
+        let capacity = self.dataplane.maps().capacity();
+        let wanted = desired(&world.config, &Known(states), self.dataplane.image(), capacity)
+            .unwrap_or_else(|e| panic!("{e}"));
+        for op in plan(self.dataplane.image(), &wanted) {
+            self.dataplane.apply(&op).unwrap_or_else(|e| panic!("{op:?}: {e}"));
+        }
+    }
+
+    pub fn forget_flows(&self) {
+        for id in self.dataplane.image().backends.keys() {
+            self.dataplane.maps().flows().forget(*id);
+        }
+        assert_eq!(
+            self.dataplane.maps().flows().entries().count(),
+            0,
+            "a flow of a backend that is not there"
+        );
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        let maps = self.dataplane.maps();
+        let flows = maps.flows().entries().map(|(i, word, tuple)| (i, word.0 & !0xffff, tuple)).collect();
+        let stats = self.dataplane.image().backends.keys().map(|id| (*id, E::stats(maps, *id))).collect();
+        Snapshot { counters: E::counters(maps), stats, flows }
+    }
+
+    pub fn run(&mut self, ingress: u32, frame: &[u8]) -> Outcome {
+        let before = self.snapshot();
+        let ran = self.engine.run(self.dataplane.maps_mut(), ingress, frame);
+        let after = self.snapshot();
+        let count = |snapshot: &Snapshot, reason| snapshot.counters.get(reason).copied().unwrap_or(0);
+        let counters = after
+            .counters
+            .keys()
+            .map(|reason| (*reason, count(&after, reason) - count(&before, reason)))
+            .filter(|(_, moved)| *moved != 0)
+            .collect();
+        let stats = after
+            .stats
+            .iter()
+            .map(|(id, new)| (*id, difference(new, &before.stats[id])))
+            .filter(|(_, moved)| *moved != BackendStats::default())
+            .collect();
+        Outcome { ran, counters, stats, flows_before: before.flows, flows: after.flows }
+    }
+}
+
+fn difference(new: &BackendStats, old: &BackendStats) -> BackendStats {
+    BackendStats {
+        to_packets: new.to_packets - old.to_packets,
+        to_bytes: new.to_bytes - old.to_bytes,
+        from_packets: new.from_packets - old.from_packets,
+        from_bytes: new.from_bytes - old.from_bytes,
+        moved_away: new.moved_away - old.moved_away,
+    }
+}
