@@ -1,6 +1,6 @@
 //! The machine itself: QEMU, its console, and what the console says about the checks.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -35,20 +35,20 @@ impl Machine<'_> {
         let start = Instant::now();
         let mut log =
             File::create(self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
+        let complaints = self.log.with_extension("qemu.log");
+        let errors =
+            File::create(&complaints).with_context(|| format!("cannot write {}", complaints.display()))?;
         let mut running = Running(
             self.command()
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
+                .stderr(errors)
                 .spawn()
                 .context("cannot run qemu-system-x86_64")?,
         );
         let (sender, lines) = mpsc::channel();
         if let Some(console) = running.0.stdout.take() {
-            read_lines(console, sender.clone());
-        }
-        if let Some(errors) = running.0.stderr.take() {
-            read_lines(errors, sender);
+            read_lines(console, sender);
         }
         let mut complete = false;
         loop {
@@ -66,7 +66,8 @@ impl Machine<'_> {
         }
         let status = running.0.wait().context("cannot wait for QEMU")?;
         if !status.success() {
-            bail!("QEMU failed ({status})");
+            let words = fs::read_to_string(&complaints).unwrap_or_default();
+            bail!("QEMU failed ({status}): {}", words.trim());
         }
         if !complete {
             bail!("the machine stopped before all checks were made");

@@ -6,9 +6,9 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mkdir -p /tmp
-mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /tmp
 . /settings.sh
+# The shell prefers its own applets to files.
+ip() { /usr/sbin/ip "$@"; }
 
 read -r up _ </proc/uptime
 echo "vm: Linux $(uname -r) started the checks $up s after boot, $(nproc) CPUs"
