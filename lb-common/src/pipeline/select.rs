@@ -108,7 +108,7 @@ pub(super) fn choose<'e, E: Env>(
     {
         // Only for a flow that will be remembered: its next packet would get another slot.
         slot = if listener.scheduler == SchedulerCode::RANDOM {
-            (u64::from(env.random()) * u64::from(table.size()) >> 32) as u32
+            ((u64::from(env.random()) * u64::from(table.size())) >> 32) as u32
         } else {
             env.turn(listener_id).checked_rem(table.size()).unwrap_or(0)
         };
