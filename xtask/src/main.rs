@@ -1,5 +1,6 @@
 //! The tasks of the Matapa workspace: `cargo xtask help` lists them.
 
+mod bench;
 mod btf_lines;
 mod build;
 mod ebpf;
@@ -45,6 +46,9 @@ enum Task {
     Test(test::Options),
     /// Show Matapa at work in a network of namespaces, or run it on this host
     Run(run::Options),
+    /// Measure what a packet costs
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Task::Lint => lint::command(&workspace),
         Task::Test(options) => test::command(&workspace, &options),
         Task::Run(options) => run::command(&workspace, options),
+        Task::Bench(bench) => bench::command(&workspace, &bench),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
