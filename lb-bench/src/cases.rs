@@ -68,6 +68,10 @@ pub enum World {
     Hundred,
     /// Ten thousand listeners.
     TenThousand,
+    /// As `Main`, for a million of flows to backends.
+    ManyTo,
+    /// As `Main`, for a million of flows whose backends answer.
+    ManyFrom,
     /// A service with one thousand servers.
     ThousandBackends,
     /// A service, for new flows.
@@ -108,6 +112,8 @@ pub struct Share {
 const ALL: Share = Share { least: 1.0, most: 1.0 };
 const NEARLY_ALL: Share = Share { least: 0.98, most: 1.0 };
 const HARDLY_ANY: Share = Share { least: 0.0, most: 0.02 };
+/// A line of the flow table that happens to be full.
+const STRAY: Share = Share { least: 0.0, most: 0.001 };
 const NO: Share = Share { least: 0.0, most: 0.0 };
 
 /// What must be true of a measurement, by the programs' own counters.
@@ -153,7 +159,7 @@ pub struct Scale {
 
 impl Scale {
     pub const fn new(quick: bool) -> Self {
-        if quick { Self { lines: 1 << 16, million: false } } else { Self { lines: 1 << 19, million: true } }
+        if quick { Self { lines: 1 << 18, million: false } } else { Self { lines: 1 << 19, million: true } }
     }
 
     pub const fn sizes(self) -> Sizes {
@@ -174,9 +180,13 @@ impl Scale {
     pub const fn geometry(self, world: World) -> Geometry {
         let (listeners, backends, table_slots) = match world {
             World::TenThousand => (10_240, 20_480, 1 << 22),
-            World::Main | World::Hundred | World::ThousandBackends | World::Fresh | World::Full => {
-                (256, 2048, 1 << 20)
-            }
+            World::Main
+            | World::Hundred
+            | World::ManyTo
+            | World::ManyFrom
+            | World::ThousandBackends
+            | World::Fresh
+            | World::Full => (256, 2048, 1 << 20),
         };
         Geometry { capacity: Capacity { listeners, backends, table_slots }, flow_lines: self.lines }
     }
@@ -201,7 +211,7 @@ pub fn configuration(world: World) -> String {
     let v6 = |ns: std::ops::RangeInclusive<u16>| ns.map(|n| server6(n).into()).collect::<Vec<IpAddr>>();
     let ports = |n: u16| (0..n).map(|i| format!("{VIP4}:{}/tcp", SERVICE_PORT + i)).collect::<Vec<_>>();
     match world {
-        World::Main => {
+        World::Main | World::ManyTo | World::ManyFrom => {
             service("tcp4", &[format!("{}/tcp", vip4(0, 80))], &v4(1..=2));
             service("udp4", &[format!("{}/udp", vip4(0, 53))], &v4(1..=2));
             service("tcp6", &[format!("{}/tcp", vip6(0, 80))], &v6(1..=2));
@@ -336,10 +346,8 @@ const fn ends(end: Reason, verdict: u32) -> Expected {
 /// In a line that is full a flow loses its place; it gets another one's with its next packet.
 fn crowded(flows: Flows) -> Vec<(Reason, Share)> {
     match flows {
-        Flows::Many(n) if n > 1 << 16 => {
-            vec![(Reason::FlowEvicted, HARDLY_ANY), (Reason::FlowNotRecorded, HARDLY_ANY)]
-        }
-        Flows::One | Flows::Many(_) | Flows::Fresh => Vec::new(),
+        Flows::Many(_) => vec![(Reason::FlowEvicted, STRAY), (Reason::FlowNotRecorded, STRAY)],
+        Flows::One | Flows::Fresh => Vec::new(),
     }
 }
 
@@ -451,18 +459,29 @@ impl List {
     fn forwarded(&mut self, scale: Scale) {
         for kind in KINDS {
             for flows in scale.many() {
+                let world = match flows {
+                    Flows::Many(n) if n > 1 << 16 => World::ManyTo,
+                    Flows::One | Flows::Many(_) | Flows::Fresh => World::Main,
+                };
+                if world != World::Main && (kind.v6 || !kind.tcp) {
+                    continue;
+                }
                 let client = kind.client(self.network());
                 let opening = kind.opening(client, kind.vip(0));
                 let Some(data) = opening.last().copied() else { continue };
                 let expected =
                     Expected { notes: crowded(flows), ..ends(Reason::ToBackend, verdict::REDIRECT) };
-                self.push(format!("to backend, {}", kind.name), flows, World::Main, data, expected);
+                self.push(format!("to backend, {}", kind.name), flows, world, data, expected);
                 self.after(opening);
             }
         }
         for kind in KINDS {
             for flows in scale.many() {
-                if matches!(flows, Flows::Many(_)) && kind.v6 {
+                let world = match flows {
+                    Flows::Many(n) if n > 1 << 16 => World::ManyFrom,
+                    Flows::One | Flows::Many(_) | Flows::Fresh => World::Main,
+                };
+                if flows != Flows::One && (kind.v6 || !kind.tcp) {
                     continue;
                 }
                 let client = kind.client(self.network());
@@ -474,7 +493,7 @@ impl List {
                     Client::Destination,
                 );
                 let expected = ends(Reason::ToClient, verdict::REDIRECT);
-                self.push(format!("from backend, {}", kind.name), flows, World::Main, answer, expected);
+                self.push(format!("from backend, {}", kind.name), flows, world, answer, expected);
                 self.after(kind.opening(client, kind.vip(1)));
                 self.last(|case| case.from = From::Server);
             }
@@ -562,7 +581,7 @@ impl List {
             let opening = KINDS[0].opening(client, vip4(0, SERVICE_PORT + port));
             let Some(mut data) = opening.last().copied() else { continue };
             data.service_mask = mask;
-            let expected = ends(Reason::ToBackend, verdict::REDIRECT);
+            let expected = Expected { notes: crowded(flows), ..ends(Reason::ToBackend, verdict::REDIRECT) };
             self.push(format!("to backend, {name}"), flows, world, data, expected);
             self.after(opening);
         }
@@ -570,7 +589,7 @@ impl List {
             let client = KINDS[0].client(self.network());
             let opening = KINDS[0].opening(client, vip4(0, 80));
             let Some(data) = opening.last().copied() else { continue };
-            let expected = ends(Reason::ToBackend, verdict::REDIRECT);
+            let expected = Expected { notes: crowded(flows), ..ends(Reason::ToBackend, verdict::REDIRECT) };
             self.push("to backend, one of 1,000 servers", flows, World::ThousandBackends, data, expected);
             self.after(opening);
         }

@@ -110,7 +110,7 @@ impl Floors {
         let wrapper: &mut Xdp = wrapper.try_into()?;
         let result = wrapper
             .test_run(TestRunOptions {
-                data_in: Some(&setup.frame),
+                data_in: Some(bytemuck::bytes_of(&setup.frame)),
                 ctx_in: Some(&context),
                 repeat,
                 ..TestRunOptions::default()

@@ -37,7 +37,7 @@ pub enum Client {
 /// A frame whose client has one address and port for each flow, of `flows` (a power of two).
 pub fn packet(source: SocketAddr, destination: SocketAddr, payload: Payload, client: Client) -> Setup {
     let mut setup = blank();
-    let frame = &mut setup.frame;
+    let frame = bytes(&mut setup);
     let (protocol, payload_len): (u8, u16) = match payload {
         Payload::Tcp(_) => (6, 20),
         Payload::Udp => (17, 18),
@@ -56,7 +56,7 @@ pub fn packet(source: SocketAddr, destination: SocketAddr, payload: Payload, cli
             (IP + 20, IP + 12, IP + 16)
         }
         (from, to) => {
-            let bytes = |address| match address {
+            let octets = |address| match address {
                 IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
                 IpAddr::V6(v6) => v6.octets(),
             };
@@ -66,8 +66,8 @@ pub fn packet(source: SocketAddr, destination: SocketAddr, payload: Payload, cli
             header[4..6].copy_from_slice(&payload_len.to_be_bytes());
             header[6] = protocol;
             header[7] = TTL;
-            header[8..24].copy_from_slice(&bytes(from));
-            header[24..40].copy_from_slice(&bytes(to));
+            header[8..24].copy_from_slice(&octets(from));
+            header[24..40].copy_from_slice(&octets(to));
             // The last four bytes of the address differ.
             (IP + 40, IP + 8 + 12, IP + 24 + 12)
         }
@@ -107,22 +107,24 @@ pub fn packet(source: SocketAddr, destination: SocketAddr, payload: Payload, cli
 /// An ARP request.
 pub fn arp() -> Setup {
     let mut setup = blank();
-    setup.frame[12..22].copy_from_slice(&[0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, 1]);
+    bytes(&mut setup)[12..22].copy_from_slice(&[0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, 1]);
     setup
 }
 
 /// The first part of a datagram that was cut in two.
 pub fn fragment(source: SocketAddr, destination: SocketAddr) -> Setup {
     let mut setup = packet(source, destination, Payload::Udp, Client::Source);
-    setup.frame[IP + 6] = 0x20;
+    bytes(&mut setup)[IP + 6] = 0x20;
     setup
 }
 
+fn bytes(setup: &mut Setup) -> &mut [u8] {
+    bytemuck::cast_slice_mut(&mut setup.frame)
+}
+
 fn blank() -> Setup {
-    let mut frame = [0; FRAME];
-    frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
-    Setup {
-        frame,
+    let mut setup = Setup {
+        frame: [0; FRAME / 8],
         mask: 0,
         stride: STRIDE,
         address_at: Setup::UNUSED,
@@ -133,7 +135,9 @@ fn blank() -> Setup {
         service: 0,
         service_mask: 0,
         lines: 0,
-    }
+    };
+    bytes(&mut setup)[..12].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
+    setup
 }
 
 /// Odd, so that each flow comes once before one comes again; the golden ratio, so that neighbours are far apart.

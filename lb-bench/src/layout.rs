@@ -21,7 +21,8 @@ pub mod map {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Setup {
-    pub frame: [u8; FRAME],
+    /// The frame's bytes.
+    pub frame: [u64; FRAME / 8],
     /// The flow's number is `sequence * stride & mask`.
     pub mask: u32,
     pub stride: u32,

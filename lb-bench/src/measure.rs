@@ -203,10 +203,10 @@ impl Bench {
         let ran = self.floors.run(&case.setup, ingress, sequence + u64::from(warm), repeat)?;
         let after = instance.map(Instance::counters).transpose()?;
 
-        prove(&case.expected, &ran, repeat)?;
         if let (Some(before), Some(after)) = (before, after) {
             prove_counters(&case.expected, &before, &after, repeat)?;
         }
+        prove(&case.expected, &ran, repeat)?;
         if let (Some(before), Some(instance)) = (occupied, instance) {
             let recorded = instance.occupied().saturating_sub(before);
             within("packets recorded", recorded, case.expected.recorded, warm + repeat)?;
