@@ -23,6 +23,8 @@ pub struct Options {
     pub quick: bool,
     /// Only cases whose name contains one of these, and the floors they are compared with; empty: all.
     pub only: Vec<String>,
+    /// Only cases with one flow.
+    pub one_flow: bool,
     /// Say on standard error how far it is.
     pub progress: bool,
 }
@@ -30,7 +32,7 @@ pub struct Options {
 impl Options {
     pub fn new(quick: bool) -> Self {
         let (rounds, repeat) = if quick { (3, 200_000) } else { (11, 1_000_000) };
-        Self { rounds, repeat, quick, only: Vec::new(), progress: false }
+        Self { rounds, repeat, quick, only: Vec::new(), one_flow: false, progress: false }
     }
 }
 
@@ -66,7 +68,7 @@ fn here(options: &Options) -> Result<Report> {
         Bench { floors: Floors::load(scale.sizes())?, instances: BTreeMap::new(), interfaces, scale };
     let mut running: Vec<Running> = cases::all(scale)
         .into_iter()
-        .filter(|case| wanted(case, &options.only))
+        .filter(|case| wanted(case, options))
         .map(|case| Running { case, nanoseconds: Vec::new(), sequence: 0, error: None })
         .collect();
     bench.prepare(&mut running)?;
@@ -97,11 +99,11 @@ fn here(options: &Options) -> Result<Report> {
     Ok(Report::new(Machine::look(cpu), options, verified, rows))
 }
 
-fn wanted(case: &Case, only: &[String]) -> bool {
-    only.is_empty()
-        || case.name == FLOOR
-        || case.name == MAPS
-        || only.iter().any(|text| case.name.contains(text.as_str()))
+fn wanted(case: &Case, options: &Options) -> bool {
+    let Options { only, one_flow, .. } = options;
+    let named = || only.iter().any(|text| case.name.contains(text.as_str()));
+    let compared = case.name == FLOOR || case.name == MAPS;
+    (case.flows == Flows::One || !one_flow) && (only.is_empty() || compared || named())
 }
 
 struct Running {

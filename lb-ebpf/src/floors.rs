@@ -147,7 +147,11 @@ fn parse(ctx: &XdpContext) -> Option<Headers> {
         return None;
     }
     let ip: Ipv4 = frame.read(eth::LEN)?;
-    if ip.version() != 4 || ip.header_len() != ip4::LEN || ip.is_fragment() || ip.protocol != Protocol::Tcp as u8 {
+    if ip.version() != 4
+        || ip.header_len() != ip4::LEN
+        || ip.is_fragment()
+        || ip.protocol != Protocol::Tcp as u8
+    {
         return None;
     }
     Some(Headers { ip, ports: frame.read(eth::LEN + ip4::LEN)? })
@@ -167,7 +171,12 @@ impl Headers {
     #[inline(always)]
     fn tuple(&self) -> [u32; 4] {
         let ports = hash::ports(self.ports[0].get(), self.ports[1].get());
-        [u32::from_ne_bytes(self.ip.source), u32::from_ne_bytes(self.ip.destination), ports, Protocol::Tcp as u32]
+        [
+            u32::from_ne_bytes(self.ip.source),
+            u32::from_ne_bytes(self.ip.destination),
+            ports,
+            Protocol::Tcp as u32,
+        ]
     }
 
     #[inline(always)]
