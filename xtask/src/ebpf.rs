@@ -1,4 +1,4 @@
-//! Building the XDP program.
+//! Building the XDP program, and the programs it is measured against.
 
 use std::env;
 use std::ffi::OsString;
@@ -15,7 +15,6 @@ use crate::setup::Bpf;
 use crate::workspace::Workspace;
 
 const PACKAGE: &str = "lb-ebpf";
-const BINARY: &str = "matapa-xdp";
 const TARGET: &str = "bpfel-unknown-none";
 const PROFILE: &str = "bpf";
 /// Separates flags in `CARGO_ENCODED_RUSTFLAGS`, so that a path may contain spaces.
@@ -27,6 +26,8 @@ pub enum Variant {
     Plain,
     /// Logs each packet's way through the program.
     Trace,
+    /// Not the product: what `cargo xtask bench` measures it against.
+    Floors,
 }
 
 impl Variant {
@@ -34,7 +35,16 @@ impl Variant {
         workspace.objects().join(match self {
             Self::Plain => "matapa-xdp.o",
             Self::Trace => "matapa-xdp-trace.o",
+            Self::Floors => "matapa-floors.o",
         })
+    }
+
+    /// As cargo calls the program.
+    const fn binary(self) -> &'static str {
+        match self {
+            Self::Plain | Self::Trace => "matapa-xdp",
+            Self::Floors => "matapa-floors",
+        }
     }
 }
 
@@ -42,7 +52,7 @@ impl Variant {
 pub fn build(workspace: &Workspace, bpf: &Bpf, variant: Variant) -> Result<PathBuf> {
     let start = Instant::now();
     let mut command = cargo(workspace, bpf, &bpf.toolchain.cargo);
-    command.arg("build").args(arguments(workspace));
+    command.arg("build").args(arguments(workspace)).args(["--bin", variant.binary()]);
     if variant == Variant::Trace {
         command.args(["--features", "trace"]);
     }
@@ -50,7 +60,7 @@ pub fn build(workspace: &Workspace, bpf: &Bpf, variant: Variant) -> Result<PathB
     if !status.success() {
         bail!("the XDP program does not build (see above)");
     }
-    let built = workspace.bpf_target().join(TARGET).join(PROFILE).join(BINARY);
+    let built = workspace.bpf_target().join(TARGET).join(PROFILE).join(variant.binary());
     let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     let summary = match object_check::check(&bytes) {
         Ok(summary) => summary,
@@ -80,7 +90,7 @@ pub fn lint(workspace: &Workspace, bpf: &Bpf) -> Result<()> {
             bpf.toolchain.description
         );
         let mut command = cargo(workspace, bpf, &bpf.toolchain.cargo);
-        command.arg("rustc").args(arguments(workspace));
+        command.arg("rustc").args(arguments(workspace)).args(["--bin", Variant::Plain.binary()]);
         command
     };
     let status = command.args(["--", "-D", "warnings"]).status().context("cannot lint the XDP program")?;

@@ -1,5 +1,6 @@
 //! The tasks of the Matapa workspace: `cargo xtask help` lists them.
 
+mod bench;
 mod btf_lines;
 mod build;
 mod ebpf;
@@ -48,6 +49,9 @@ enum Task {
     Vm(vm::Options),
     /// Show Matapa at work in a network of namespaces, or run it on this host
     Run(run::Options),
+    /// Measure what a packet costs
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::command(&workspace, &options),
         Task::Vm(options) => vm::command(&workspace, &options),
         Task::Run(options) => run::command(&workspace, options),
+        Task::Bench(bench) => bench::command(&workspace, &bench),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

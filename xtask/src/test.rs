@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::bench::FLOORS_VARIABLE;
 use crate::build;
 use crate::ebpf::{self, Variant};
 use crate::lint;
@@ -17,7 +18,7 @@ use crate::vm;
 use crate::workspace::Workspace;
 
 /// The packages with tests marked `#[ignore]` because they need root and network namespaces.
-pub const ROOT_PACKAGES: [&str; 2] = ["lb-userspace", "lb-lab"];
+pub const ROOT_PACKAGES: [&str; 3] = ["lb-userspace", "lb-lab", "lb-bench"];
 /// Tells tests which binary to run.
 pub const BINARY_VARIABLE: &str = "MATAPA_BIN";
 /// Tells tests where the checkout is.
@@ -83,6 +84,10 @@ fn build_stages(
     if options.quick {
         return None;
     }
+    report.check("build of the measuring programs", || {
+        let bpf = bpf.context("not run: there is no toolchain for them")?;
+        ebpf::build(workspace, bpf, Variant::Floors).map(drop)
+    });
     let mut binary = None;
     report.check("build of the binary", || {
         let built = build::binary(workspace, &build::Options::default())?;
@@ -114,7 +119,10 @@ fn root_tests(
 
 pub fn cargo_test(workspace: &Workspace, binary: Option<&Path>) -> Command {
     let mut cargo = host_cargo(workspace);
-    cargo.args(["test", "--no-fail-fast"]).env(ROOT_VARIABLE, &workspace.root);
+    cargo
+        .args(["test", "--no-fail-fast"])
+        .env(ROOT_VARIABLE, &workspace.root)
+        .env(FLOORS_VARIABLE, Variant::Floors.object(workspace));
     match binary {
         Some(binary) => cargo.env(BINARY_VARIABLE, binary),
         None => cargo.env_remove(BINARY_VARIABLE),

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use anyhow::Context as _;
 use aya::Ebpf;
 use aya::maps::{HashMap as AyaHashMap, MapData, MapError, PerCpuArray};
-use aya::programs::{TestRun as _, TestRunOptions};
+use aya::programs::{Program, ProgramFd, TestRun as _, TestRunOptions};
 use lb_common::abi::net::Be16;
 use lb_common::abi::{
     self, Backend, BackendFlags, BackendStats, Endpoint4, Endpoint6, Listener, Side, TableRef, map,
@@ -145,7 +145,7 @@ impl Kernel {
     /// # Errors
     /// When the kernel does not say.
     pub fn verified_instructions(&mut self) -> anyhow::Result<u32> {
-        load::xdp(&mut self.ebpf, abi::PROGRAM)?
+        self.program(abi::PROGRAM)?
             .info()?
             .verified_instruction_count()
             .context("the kernel does not say how many instructions it verified")
@@ -159,6 +159,33 @@ impl Kernel {
                 word.store(u64::from(index.copied().unwrap_or(0)), Ordering::Relaxed);
             }
         }
+    }
+
+    /// Likewise for each program, by name.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn verified_programs(&self) -> anyhow::Result<BTreeMap<String, u32>> {
+        self.ebpf
+            .programs()
+            .map(|(name, program)| {
+                let count = program.info()?.verified_instruction_count();
+                let count = count.context("the kernel does not say how many instructions it verified")?;
+                Ok((name.to_owned(), count))
+            })
+            .collect()
+    }
+
+    /// The loaded program, to be put into a program array.
+    ///
+    /// # Errors
+    /// When it is not loaded.
+    pub fn program_fd(&self) -> anyhow::Result<&ProgramFd> {
+        Ok(self.program(abi::PROGRAM)?.fd()?)
+    }
+
+    fn program(&self, name: &str) -> anyhow::Result<&Program> {
+        self.ebpf.program(name).with_context(|| format!("the object has no program {name}"))
     }
 
     /// Says in the maps that a daemon is alive, at this many nanoseconds of the monotonic clock.

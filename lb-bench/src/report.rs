@@ -1,0 +1,185 @@
+//! What came out, for people and for programs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+
+use serde::Serialize;
+
+use crate::cases::{FLOOR, Flows, MAPS};
+use crate::measure::Options;
+
+/// One case's figures, in nanoseconds per packet.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    pub case: String,
+    pub flows: String,
+    /// Not the product.
+    pub floor: bool,
+    pub min: u64,
+    pub median: u64,
+    pub max: u64,
+    /// The median less that of the floor with the same flows.
+    pub net: Option<i64>,
+    /// The median by that of the floor with the same flows.
+    pub ratio: Option<f64>,
+    /// The net by that of a hash and an LRU lookup with the same flows.
+    pub to_maps: Option<f64>,
+    /// In the order in which they were measured.
+    pub rounds: Vec<u64>,
+    /// Why the figures are none.
+    pub error: Option<String>,
+    #[serde(skip)]
+    kind: Flows,
+}
+
+impl Row {
+    pub fn new(case: &str, flows: Flows, floor: bool, rounds: Vec<u64>, error: Option<String>) -> Self {
+        let mut sorted = rounds.clone();
+        sorted.sort_unstable();
+        let at = |index: usize| sorted.get(index).copied().unwrap_or_default();
+        Self {
+            case: case.to_owned(),
+            flows: flows.to_string(),
+            floor,
+            min: at(0),
+            median: at(sorted.len() / 2),
+            max: at(sorted.len().saturating_sub(1)),
+            net: None,
+            ratio: None,
+            to_maps: None,
+            rounds,
+            error,
+            kind: flows,
+        }
+    }
+}
+
+/// What the figures are true of.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    pub cpu: String,
+    pub cpus: usize,
+    pub virtual_machine: bool,
+    pub kernel: String,
+    pub spectre_v2: String,
+    pub pinned_to: usize,
+}
+
+impl Machine {
+    pub fn look(pinned_to: usize) -> Self {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let line = |name: &str| cpuinfo.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        let after_colon = |line: &str| line.split_once(':').map_or("", |(_, text)| text).trim().to_owned();
+        let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        Self {
+            cpu: after_colon(line("model name")),
+            cpus: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
+            virtual_machine: line("flags").split_whitespace().any(|flag| flag == "hypervisor"),
+            kernel: text("/proc/sys/kernel/osrelease"),
+            spectre_v2: text("/sys/devices/system/cpu/vulnerabilities/spectre_v2"),
+            pinned_to,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub machine: Machine,
+    pub rounds: u32,
+    pub packets: u32,
+    pub quick: bool,
+    /// Instructions that the verifier looked at.
+    pub verified_instructions: BTreeMap<String, u32>,
+    pub rows: Vec<Row>,
+}
+
+impl Report {
+    pub fn new(
+        machine: Machine,
+        options: &Options,
+        verified_instructions: BTreeMap<String, u32>,
+        mut rows: Vec<Row>,
+    ) -> Self {
+        let good = |rows: &[Row], name: &str, flows: Flows| {
+            rows.iter().find(|r| r.case == name && r.kind == flows && r.error.is_none()).map(|r| r.median)
+        };
+        let net = |a: u64, b: u64| a as i64 - b as i64;
+        let compared: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                let floor = good(&rows, FLOOR, row.kind).filter(|floor| *floor > 0)?;
+                let maps = good(&rows, MAPS, row.kind).map(|maps| net(maps, floor)).filter(|net| *net > 0);
+                Some((floor, maps))
+            })
+            .collect();
+        for (row, compared) in rows.iter_mut().zip(compared) {
+            if row.error.is_some() {
+                continue;
+            }
+            let Some((floor, maps)) = compared else { continue };
+            let own = net(row.median, floor);
+            row.net = Some(own);
+            row.ratio = Some(row.median as f64 / floor as f64);
+            row.to_maps = maps.map(|maps| own as f64 / maps as f64);
+        }
+        Self {
+            machine,
+            rounds: options.rounds,
+            packets: options.repeat,
+            quick: options.quick,
+            verified_instructions,
+            rows,
+        }
+    }
+
+    /// The row of a case.
+    pub fn row(&self, case: &str, flows: Flows) -> Option<&Row> {
+        self.rows.iter().find(|row| row.case == case && row.kind == flows)
+    }
+
+    /// Rows that are no measurements.
+    pub fn errors(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|row| row.error.is_some())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Machine { cpu, cpus, virtual_machine, kernel, spectre_v2, pinned_to } = &self.machine;
+        let place = if *virtual_machine { "virtual machine" } else { "bare metal" };
+        writeln!(f, "{cpu}, {cpus} CPUs, {place}, pinned to CPU {pinned_to}")?;
+        writeln!(f, "Linux {kernel}; Spectre v2: {spectre_v2}")?;
+        for (program, count) in &self.verified_instructions {
+            writeln!(f, "{program}: {count} instructions verified")?;
+        }
+        writeln!(f, "nanoseconds per packet, {} rounds of {} packets", self.rounds, self.packets)?;
+        if self.rounds < 5 {
+            writeln!(f, "few rounds: differences of less than a third mean nothing")?;
+        }
+        let width = self.rows.iter().map(|row| row.case.len()).max().unwrap_or_default();
+        writeln!(
+            f,
+            "\n{:width$}  {:>9}  {:>5}  {:>6}  {:>5}  {:>8}  {:>14}",
+            "case", "flows", "min", "median", "net", "to floor", "to hash + LRU"
+        )?;
+        let mut floors = true;
+        for row in &self.rows {
+            if floors && !row.floor {
+                writeln!(f)?;
+                floors = false;
+            }
+            let Row { case, flows, min, median, .. } = row;
+            write!(f, "{case:width$}  {flows:>9}  ")?;
+            if let Some(error) = &row.error {
+                writeln!(f, "ERROR {error}")?;
+                continue;
+            }
+            let net = row.net.map_or(String::new(), |net| net.to_string());
+            let number = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
+            let (ratio, to_maps) = (number(row.ratio), number(row.to_maps));
+            writeln!(f, "{min:>5}  {median:>6}  {net:>5}  {ratio:>8}  {to_maps:>14}")?;
+        }
+        Ok(())
+    }
+}
