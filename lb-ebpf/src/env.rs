@@ -323,7 +323,7 @@ impl Env for Kernel<'_> {
     #[inline(always)]
     fn trace(&self, step: Step, first: u32, second: u32) {
         if maps::TRACE.load() != 0 {
-            trace::note(self.0, step, first, second);
+            trace::note(step, first, second);
         }
     }
 }

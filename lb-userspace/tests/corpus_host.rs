@@ -1,9 +1,12 @@
 //! Every case of the packet corpus over plain memory.
 
 mod corpus;
+#[path = "corpus/many.rs"]
+mod many;
 
 use corpus::cases::{self, Chapter};
 use corpus::machine::Machine;
+use corpus::world::World;
 
 #[test]
 fn every_case_of_the_corpus_holds_on_the_host() {
@@ -27,4 +30,21 @@ fn every_case_of_the_corpus_holds_on_the_host() {
     }
     println!("{count} cases, {here_only} of them on the host only");
     assert!(failures.is_empty(), "{} of {count} cases fail\n{}", failures.len(), cases::report(&failures));
+}
+
+#[test]
+fn flows_are_shared_out_as_promised() {
+    let world = World::load("shares");
+    let mut machine = Machine::host(&world);
+    many::flows_are_shared_out(&mut machine, &world);
+    many::flows_stay(&mut machine, &world);
+}
+
+#[test]
+fn a_repeated_syn_visits_everyone() {
+    for (world, services) in many::VISITS {
+        let world = World::load(world);
+        let mut machine = Machine::host(&world);
+        services.iter().for_each(|service| many::everyone_is_visited(&mut machine, &world, service));
+    }
 }

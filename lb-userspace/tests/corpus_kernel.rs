@@ -3,14 +3,21 @@
 mod corpus;
 #[path = "corpus/kernel.rs"]
 mod kernel;
+#[path = "corpus/many.rs"]
+mod many;
 #[path = "corpus/random.rs"]
 mod random;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 use corpus::cases::{self, Chapter};
 use corpus::frame;
 use corpus::machine::{Host, Machine};
-use corpus::world::World;
+use corpus::world::{State, World};
 use kernel::TestRun;
+use lb_common::verdict::{Action, Reason};
+use log::{Log, Metadata, Record};
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, TestRunner};
 
@@ -58,8 +65,8 @@ const PACKETS: usize = 2000;
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
 fn random_packets_fare_alike_in_the_kernel_and_on_the_host() {
-    for lossy in [false, true] {
-        let failures = kernel::in_namespace(&mut World::load("gateway"), |world, in_kernel| {
+    for (name, lossy) in [("gateway", false), ("gateway", true), ("chances", false), ("schedulers", false)] {
+        let failures = kernel::in_namespace(&mut World::load(name), |world, in_kernel| {
             let mut on_host = Machine::host(world);
             if lossy {
                 random::lose_servers(in_kernel, world);
@@ -72,7 +79,7 @@ fn random_packets_fare_alike_in_the_kernel_and_on_the_host() {
         });
         assert!(
             failures.is_empty(),
-            "{} of {PACKETS} packets differ\n{}",
+            "{name}: {} of {PACKETS} packets differ\n{}",
             failures.len(),
             cases::report(&failures)
         );
@@ -88,11 +95,15 @@ fn compare(
     let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::default() });
     let packets = random::packet(world);
     let mut failures = Vec::new();
+    let mut seen = BTreeMap::<Reason, u64>::new();
     for _ in 0..PACKETS {
         let packet = packets.new_tree(&mut runner).expect("packets can be made").current();
         let ingress = world.interfaces[packet.interface].index;
-        let differences =
-            kernel::differences(&in_kernel.run(ingress, &packet.frame), &on_host.run(ingress, &packet.frame));
+        let outcome = in_kernel.run(ingress, &packet.frame);
+        for (reason, count) in &outcome.counters {
+            *seen.entry(*reason).or_default() += count;
+        }
+        let differences = kernel::differences(&outcome, &on_host.run(ingress, &packet.frame));
         if !differences.is_empty() {
             failures.push((frame::show(&packet.frame), differences));
             // After one, the flow tables may differ for good.
@@ -101,5 +112,149 @@ fn compare(
             }
         }
     }
+    println!("{}: {seen:?}", world.name);
+    // The packets must reach what they are there to try.
+    let expected: &[Reason] = match world.name.as_str() {
+        "chances" => &[Reason::SecondChance, Reason::RefusalHeld, Reason::LateAnswer],
+        "schedulers" => &[Reason::SecondChance],
+        _ => &[Reason::ToBackend],
+    };
+    if failures.is_empty() {
+        for reason in expected {
+            assert!(seen.contains_key(reason), "{}: no packet came to {}", world.name, reason.name());
+        }
+    }
     failures
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn flows_are_shared_out_as_promised_by_the_kernel() {
+    kernel::in_namespace(&mut World::load("shares"), |world, machine| {
+        many::flows_are_shared_out(machine, world);
+        many::flows_stay(machine, world);
+    });
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_repeated_syn_visits_everyone_in_the_kernel() {
+    for (world, services) in many::VISITS {
+        kernel::in_namespace(&mut World::load(world), |world, machine| {
+            services.iter().for_each(|service| many::everyone_is_visited(machine, world, service));
+        });
+    }
+}
+
+/// What the program's trace says, and nothing else.
+struct Collector(Mutex<Vec<String>>);
+
+impl Log for Collector {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if record.target().starts_with("matapa_xdp") {
+            self.0.lock().expect("no test panics here").push(record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+static TRACE: Collector = Collector(Mutex::new(Vec::new()));
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn the_trace_tells_a_packets_way_in_words() {
+    log::set_logger(&TRACE).expect("no other test sets one");
+    log::set_max_level(log::LevelFilter::Trace);
+    for traced in [true, false] {
+        let name = "chances";
+        kernel::in_traced_namespace(&mut World::load(name), traced, |world, machine, mut logger| {
+            assert_eq!(logger.is_some(), traced);
+            let mut states = world.state.clone();
+            let mut put = |machine: &mut Machine<TestRun>, name: &str, state| {
+                states.insert(name.into(), state);
+                machine.configure(world, &states);
+            };
+            put(machine, "a2", State::Disabled);
+            let id = |machine: &Machine<TestRun>, name: &str| {
+                machine.image().backends.iter().find(|(_, b)| b.name == name).map_or(0, |(id, _)| *id)
+            };
+            let (a1, a2) = (id(machine, "a1"), id(machine, "a2"));
+            let listener = machine.image().backends[&a1].server.listener;
+            let index = |name: &str| world.interface(name).map_or(0, |i| i.index);
+            let (ext, int) = (index("ext"), index("int"));
+            let mut way = |machine: &mut Machine<TestRun>, text: &str| {
+                let (ingress, text) = text.split_once(": ").expect("an interface");
+                let ingress = world.interface(ingress).expect("an interface");
+                let frame = frame::build(text, world.names(ingress)).expect("the notation is right");
+                machine.run(ingress.index, &frame);
+                if let Some(logger) = &mut logger {
+                    logger.flush();
+                }
+                std::mem::take(&mut *TRACE.0.lock().expect("no test panics there"))
+            };
+            let done = |action: Action, reason: Reason| {
+                format!("action {} for reason {}", action as u8, reason as u8)
+            };
+
+            let syn = "ext: eth / ip4 192.0.2.1 > 203.0.113.10 / tcp 40000 > 25 S";
+            let steps = way(machine, syn);
+            if !traced {
+                assert!(steps.is_empty(), "{steps:?}");
+                return;
+            }
+            let slot = steps.get(2).cloned().unwrap_or_default();
+            let expected = [
+                format!("for listener {listener}"),
+                "unknown flow".into(),
+                slot.clone(),
+                format!("route 0 by interface {int}"),
+                done(Action::Redirect, Reason::ToBackend),
+            ];
+            assert_eq!(steps, expected);
+            assert!(slot.starts_with("slot ") && slot.ends_with(&format!(" holds backend {a1}")), "{slot}");
+
+            put(machine, "a2", State::Up);
+            let expected = [
+                format!("for listener {listener}"),
+                format!("known flow to backend {a1} in state 1"),
+                format!("backend {a1} was silent, backend {a2} is next"),
+                format!("route 0 by interface {int}"),
+                done(Action::Redirect, Reason::ToBackend),
+            ];
+            assert_eq!(way(machine, syn), expected);
+            let expected = [
+                format!("from backend {a2}"),
+                format!("route 0 by interface {ext}"),
+                format!("known flow to backend {a2} in state 1"),
+                done(Action::Redirect, Reason::ToClient),
+            ];
+            assert_eq!(
+                way(machine, "int: eth / ip4 198.51.100.12 > 192.0.2.1 / tcp 2525 > 40000 SA"),
+                expected
+            );
+            let expected = [
+                format!("from backend {a1}"),
+                format!("route 0 by interface {ext}"),
+                "unknown flow".into(),
+                done(Action::Pass, Reason::ReplyNotOurs),
+            ];
+            assert_eq!(
+                way(machine, "int: eth / ip4 198.51.100.11 > 192.0.2.1 / tcp 25 > 40001 SA"),
+                expected
+            );
+            assert_eq!(
+                way(machine, "ext: eth / arp who-has 203.0.113.254 tell 203.0.113.1"),
+                [done(Action::Pass, Reason::NotIp)]
+            );
+            assert_eq!(
+                way(machine, "ext: eth / ip4 192.0.2.1 > 203.0.113.99 / tcp 40000 > 25 S"),
+                [done(Action::Pass, Reason::NoService)]
+            );
+        });
+    }
 }

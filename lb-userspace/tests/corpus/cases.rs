@@ -18,7 +18,7 @@ use super::machine::{Engine, Machine, Outcome, Place};
 use super::world::{KEY, State, States, World, testdata};
 
 /// Fewer than this, and the directory was not read.
-pub const FEWEST: usize = 500;
+pub const FEWEST: usize = 800;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

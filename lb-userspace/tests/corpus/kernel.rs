@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 use lb_common::abi::BackendStats;
 use lb_common::verdict::{Action, Reason};
 use lb_userspace::dataplane::image::Id;
-use lb_userspace::dataplane::kernel::Kernel;
 use lb_userspace::dataplane::kernel::load::{Geometry, load_new};
 use lb_userspace::dataplane::kernel::pins::Pins;
+use lb_userspace::dataplane::kernel::{Kernel, Logger};
 use nix::sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
@@ -69,6 +69,15 @@ pub fn in_namespace<T: Send>(
     world: &mut World,
     f: impl FnOnce(&World, &mut Machine<TestRun>) -> T + Send,
 ) -> T {
+    in_traced_namespace(world, false, |world, machine, _| f(world, machine))
+}
+
+/// The same, with tracing or without; `f` gets what reads the trace.
+pub fn in_traced_namespace<T: Send>(
+    world: &mut World,
+    trace: bool,
+    f: impl FnOnce(&World, &mut Machine<TestRun>, Option<Logger>) -> T + Send,
+) -> T {
     let run = || {
         // The namespace is this thread's and ends with it.
         stay_on_this_cpu();
@@ -78,12 +87,13 @@ pub fn in_namespace<T: Send>(
         let directory = Directory(dir.into());
         let pins = Pins::open(&directory.0).unwrap_or_else(|e| panic!("{e:#}"));
         let geometry = Geometry { capacity: CAPACITY, flow_lines: world.flow_lines };
-        let loaded = load_new(&pins, geometry, KEY, false).unwrap_or_else(|e| panic!("{e:#}"));
+        let mut loaded = load_new(&pins, geometry, KEY, trace).unwrap_or_else(|e| panic!("{e:#}"));
         // Its lock must be gone when `directory` is dropped.
         drop(pins);
         let ports: Vec<u32> = world.interfaces.iter().filter(|i| i.program).map(|i| i.index).collect();
         loaded.kernel.set_ports(&ports);
-        f(world, &mut Machine::new(TestRun, loaded.kernel))
+        let logger = loaded.kernel.take_logger();
+        f(world, &mut Machine::new(TestRun, loaded.kernel), logger)
     };
     std::thread::scope(|scope| match scope.spawn(run).join() {
         Ok(value) => value,

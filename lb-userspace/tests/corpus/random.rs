@@ -1,5 +1,8 @@
 //! Packets that nobody thought of: random ones in the notation, and the corpus's own with bytes changed, cut and added.
 
+use std::net::IpAddr;
+
+use lb_userspace::config::{Listen, Protocol, Scheduler};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
@@ -68,55 +71,75 @@ fn changed(world: &World) -> impl Strategy<Value = Packet> + use<> {
     })
 }
 
-/// Ends of the conversations below: address, port, protocol, and whether it is a service's. The last two are nobody's.
-const ENDS: [(&str, u16, &str, bool); 21] = [
-    ("203.0.113.10", 25, "tcp", true),
-    ("203.0.113.10", 587, "tcp", true),
-    ("203.0.113.14", 25, "tcp", true),
-    ("203.0.113.20", 20, "tcp", true),
-    ("203.0.113.53", 53, "udp", true),
-    ("203.0.113.54", 53, "udp", true),
-    ("2001:db8:cb::10", 25, "tcp", true),
-    ("2001:db8:cb::10", 587, "tcp", true),
-    ("2001:db8:cb::14", 25, "tcp", true),
-    ("2001:db8:cb::53", 53, "udp", true),
-    ("2001:db8:cb::54", 53, "udp", true),
-    ("198.51.100.11", 25, "tcp", false),
-    ("198.51.100.21", 2587, "tcp", false),
-    ("198.51.100.53", 53, "udp", false),
-    ("198.51.100.55", 5353, "udp", false),
-    ("2001:db8:64::11", 25, "tcp", false),
-    ("2001:db8:64::21", 2587, "tcp", false),
-    ("2001:db8:64::53", 53, "udp", false),
-    ("2001:db8:64::55", 5353, "udp", false),
-    ("203.0.113.10", 26, "tcp", true),
-    ("2001:db8:64::11", 26, "udp", false),
-];
+/// An end of the conversations below.
+#[derive(Clone, Debug)]
+struct End {
+    address: IpAddr,
+    port: u16,
+    protocol: Protocol,
+    /// A service's, not a server's.
+    service: bool,
+}
+
+/// Services and servers, and now and then ports of theirs that are nobody's.
+fn ends(world: &World) -> impl Strategy<Value = End> + use<> {
+    let mut ends = Vec::new();
+    for service in &world.config.services {
+        // Kernel and host would not roll the same.
+        assert_ne!(service.scheduler, Scheduler::Random, "{} in {}", service.name, world.name);
+        for listen in &service.listen {
+            let Listen { address, port, protocol } = *listen;
+            ends.push(End { address, port, protocol, service: true });
+            for backend in &world.config.pools[service.pool].backends {
+                if backend.address.is_ipv4() == address.is_ipv4() {
+                    let (address, port) = (backend.address, backend.port.unwrap_or(port));
+                    ends.push(End { address, port, protocol, service: false });
+                }
+            }
+        }
+    }
+    let port = prop_oneof![30 => Just(0u16), 1 => Just(1)];
+    (select(ends), port).prop_map(|(end, more)| End { port: end.port ^ more, ..end })
+}
+
+/// Segments that get connections on, and any others.
+fn flags() -> impl Strategy<Value = String> {
+    let any = any::<u8>().prop_map(|bits| {
+        "FSRPAUEC"
+            .chars()
+            .enumerate()
+            .filter(|(bit, _)| bits & (1 << bit) != 0)
+            .map(|(_, c)| c)
+            .collect::<String>()
+            + "."
+    });
+    let usual = select(vec!["S", "S", "S", "SA", "SA", "A", "PA", "FA", "R", "RA", "RA"]);
+    prop_oneof![3 => usual.prop_map(str::to_owned), 1 => any]
+}
 
 /// Correct packets to services and from servers. Clients and their ports are few, so that they meet again.
 fn correct(world: &World) -> impl Strategy<Value = Packet> + use<> {
     let world = world.clone();
-    let client = prop_oneof![9 => 1u8..4, 1 => any::<u8>()];
-    let port = prop_oneof![9 => 40_000u16..40_004, 1 => any::<u16>()];
+    let client = prop_oneof![9 => 1u8..3, 1 => any::<u8>()];
+    let port = prop_oneof![9 => 40_000u16..40_002, 1 => any::<u16>()];
     let hops = prop_oneof![9 => 2u8..=255, 1 => 0u8..2];
-    let rest = (any::<u8>(), hops, any::<u32>(), 0usize..40, any::<bool>());
-    (select(ENDS.to_vec()), client, port, rest).prop_map(
-        move |((near, near_port, protocol, service), client, port, (flags, hops, number, len, options))| {
-            let v6 = near.contains(':');
+    let rest = (flags(), hops, any::<u32>(), 0usize..40, any::<bool>());
+    (ends(&world), client, port, rest).prop_map(
+        move |(end, client, port, (flags, hops, number, len, options))| {
+            let End { address, port: near_port, protocol, service } = end;
+            let v6 = address.is_ipv6();
+            let near = address.to_string();
             let far = if v6 { format!("2001:db8:c::{client:x}") } else { format!("192.0.2.{client}") };
-            let (a, b) = if service { (far.as_str(), near) } else { (near, far.as_str()) };
+            let (a, b) = if service { (far, near) } else { (near, far) };
             let (from, to) = if service { (port, near_port) } else { (near_port, port) };
             let ip = match (v6, options) {
                 (true, _) => format!("ip6 {a} > {b} hlim={hops} flow={}", number & 0xf_ffff),
                 (false, false) => format!("ip4 {a} > {b} ttl={hops} id={port}"),
                 (false, true) => format!("ip4 {a} > {b} ttl={hops} id={port} opt=nop*{}", len.max(1)),
             };
-            let transport = if protocol == "tcp" {
-                let set = "FSRPAUEC".chars().enumerate().filter(|(bit, _)| flags & (1 << bit) != 0);
-                let flags: String = set.map(|(_, c)| c).collect();
-                format!("tcp {from} > {to} {flags}. seq={number} ack={number}")
-            } else {
-                format!("udp {from} > {to}")
+            let transport = match protocol {
+                Protocol::Tcp => format!("tcp {from} > {to} {flags} seq={number} ack={number}"),
+                Protocol::Udp => format!("udp {from} > {to}"),
             };
             let text = format!("eth / {ip} / {transport} / bytes {len}");
             let name = if service { "ext" } else { "int" };
@@ -137,7 +160,7 @@ fn noise(world: &World) -> impl Strategy<Value = Packet> + use<> {
     )
 }
 
-/// Packets for the world `gateway`.
+/// Packets for a world that has interfaces `ext` and `int`.
 pub fn packet(world: &World) -> impl Strategy<Value = Packet> + use<> {
     prop_oneof![6 => changed(world), 4 => correct(world), 1 => noise(world)]
 }
