@@ -229,8 +229,8 @@ fn the_trace_tells_a_packets_way_in_words() {
             assert_eq!(way(machine, syn), expected);
             let expected = [
                 format!("from backend {a2}"),
-                format!("route 0 by interface {ext}"),
                 format!("known flow to backend {a2} in state 1"),
+                format!("route 0 by interface {ext}"),
                 done(Action::Redirect, Reason::ToClient),
             ];
             assert_eq!(
@@ -239,8 +239,8 @@ fn the_trace_tells_a_packets_way_in_words() {
             );
             let expected = [
                 format!("from backend {a1}"),
-                format!("route 0 by interface {ext}"),
                 "unknown flow".into(),
+                format!("route 0 by interface {ext}"),
                 done(Action::Pass, Reason::ReplyNotOurs),
             ];
             assert_eq!(

@@ -56,10 +56,25 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
         parsed.protocol,
     );
 
+    let line_index = hash.line(env.flow_lines());
+    let line = env.flow_line(line_index).ok_or(Reason::StaleRecord.drop())?;
+    let way = line.find(hash.fingerprint());
+    let known = way < WAYS;
+    let word = if known { line.load(way) } else { FlowWord::FREE };
+    if known {
+        env.trace(Step::Flow, word.backend(), word.state() as u32);
+    } else {
+        env.trace(Step::NoFlow, 0, 0);
+    }
+    // A flow with another backend means that the client has moved on; this one's last words keep the address they had.
+    let ours = known && word.backend() == backend_id;
+    if ours && word.state() == FlowState::Direct {
+        return Ok(Reason::ReplyNotOurs.pass());
+    }
+
     let addr_change = parsed.ip.set_source(vip);
     let new_ports = Ports { source: listener.port, destination: ports.destination };
     let checksum = transport.updated(addr_change.plus(ports.change(new_ports)));
-
     parsed.find_route(env);
     if parsed.ip.hops() <= 1 {
         return Ok(Reason::HopsExhausted.pass());
@@ -73,39 +88,31 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
         Reach::NeighbourUnknown | Reach::Elsewhere => Reason::ToClientByKernel.pass(),
         Reach::TooBig => return Ok(Reason::TooBig.pass()),
         Reach::NotForwarded => return Ok(Reason::ReplyToGateway.pass()),
+        // Whoever is no client of ours may be reached in ways that only the kernel knows.
+        _ if !known => return Ok(Reason::ReplyNotOurs.pass()),
         Reach::Refused => return Err(Reason::NoRoute.drop()),
         Reach::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),
         Reach::Unsupported => return Err(Reason::UnusableRoute.drop()),
     };
 
-    let line_index = hash.line(env.flow_lines());
-    let line = env.flow_line(line_index).ok_or(Reason::StaleRecord.drop())?;
-    let way = line.find(hash.fingerprint());
-    if way < WAYS {
-        let word = line.load(way);
-        env.trace(Step::Flow, word.backend(), word.state() as u32);
-        if word.backend() == backend_id {
-            if word.state() == FlowState::Direct {
-                return Ok(Reason::ReplyNotOurs.pass());
-            }
-            if word.state() == FlowState::Opening && holds_back(listener, word, transport.flags) {
-                return Err(Reason::RefusalHeld.drop());
-            }
-            let state = match transport.flags {
-                Some(flags) => flow::after_backend(word.state(), flags),
-                None => word.state(),
-            };
-            let new = word.at(state, env.now());
-            if new != word {
-                // Losing the race to the client's packet loses a second of idle time at most.
-                line.replace(way, word, new);
-            }
-        } else if is_late_answer(word, transport.flags) {
+    if ours {
+        if word.state() == FlowState::Opening && holds_back(listener, word, transport.flags) {
+            return Err(Reason::RefusalHeld.drop());
+        }
+        let state = match transport.flags {
+            Some(flags) => flow::after_backend(word.state(), flags),
+            None => word.state(),
+        };
+        let new = word.at(state, env.now());
+        if new != word {
+            // Losing the race to the client's packet loses a second of idle time at most.
+            line.replace(way, word, new);
+        }
+    } else if known {
+        if is_late_answer(word, transport.flags) {
             return Err(Reason::LateAnswer.drop());
         }
-        // Otherwise the client has moved on to another backend, and this one's last words keep the address they had.
     } else {
-        env.trace(Step::NoFlow, 0, 0);
         let new = FlowWord::new(hash.fingerprint(), backend_id, FlowState::Direct, env.now());
         match transport.flags {
             Some(flags) if flags.answers() => {
