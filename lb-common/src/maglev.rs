@@ -8,22 +8,31 @@
 /// Table sizes offered, all prime as the permutations need.
 pub const SIZES: [u32; 10] = [65_537, 32_771, 16_411, 8_209, 4_099, 2_053, 1_031, 521, 257, 131];
 
-/// How many slots are searched for another backend.
-const SEARCHED: u32 = 64;
+/// How many slots are searched for another backend: so many runs of so many slots, spread over the table. In a row, turns differ
+/// most; but a backend's slots of a Maglev table may lie close together.
+const RUNS: u32 = 8;
+const RUN: u32 = 8;
 
-/// The backend to try after `current`, by the slots that follow a flow's own: the first one there that is neither `current` nor the
-/// slot's own backend, which was tried before it. With two backends it alternates. `current` when there is no other in sight.
+/// The backend to try after `current`. Some slots from a flow's own on name the backends in an order of the flow's own; the next in
+/// that order follows, and after the last one the first. So each is tried once before any is tried again, whichever was first: with
+/// round robin that is not the slot's own. `current` when there is no other in sight.
 #[inline(always)]
 pub fn next(slot_at: impl Fn(u32) -> Option<u32>, size: u32, slot: u32, current: u32) -> u32 {
     let own = slot_at(slot).unwrap_or(current);
-    for step in 1..=SEARCHED {
+    // Which were named already, by the low bits of their numbers: of two that are alike in these, one may be left out.
+    let mut named = 0u64;
+    let mut passed = false;
+    for step in 0..RUNS * RUN {
         // Computed anew each time: carried along, it would have the verifier follow each turn of the loop on two paths.
-        let at = slot + step;
-        match slot_at(if at >= size { at - size } else { at }) {
-            Some(id) if id != current && id != own => return id,
-            Some(_) => {}
-            None => return own,
+        let far = step / RUN * size.div_ceil(RUNS) + step % RUN;
+        // A rotation may be shorter than the search, and what follows it is another listener's.
+        let Some(id) = slot.wrapping_add(far).checked_rem(size).and_then(&slot_at) else { break };
+        let bit = 1 << (id & 63);
+        if passed && named & bit == 0 {
+            return id;
         }
+        named |= bit;
+        passed |= id == current;
     }
     own
 }
@@ -206,17 +215,39 @@ mod tests {
     }
 
     #[test]
-    fn every_one_of_three_is_tried() {
-        let three: Vec<_> = (0..3).map(|i| candidate(i, 1)).collect();
-        let table = build(&three, 1031, 7).unwrap();
+    fn everyone_is_tried_before_anyone_is_tried_again() {
+        for n in 1..=5u32 {
+            let candidates: Vec<_> = (0..n as u8).map(|i| candidate(i, 1)).collect();
+            let size = 1031;
+            let table = build(&candidates, size, 7).unwrap();
+            let turns = rotation(&candidates, size).unwrap();
+            for (table, size) in [(table, size), (turns, n)] {
+                let at = |i: u32| {
+                    assert!(i < size, "slot {i} of {size}");
+                    Some(table[i as usize])
+                };
+                for slot in 0..size {
+                    let seen: Vec<u32> = (0..n).collect();
+                    for &first in &seen {
+                        let mut tried = vec![first];
+                        for _ in 1..seen.len() {
+                            tried.push(next(at, size, slot, tried[tried.len() - 1]));
+                        }
+                        assert_eq!(next(at, size, slot, tried[tried.len() - 1]), first);
+                        tried.sort_unstable();
+                        assert_eq!(tried, seen);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn after_one_that_is_not_in_the_table_the_slots_own_is_tried() {
+        let table = build(&[candidate(1, 1), candidate(2, 1)], 131, 7).unwrap();
         let at = |i: u32| table.get(i as usize).copied();
-        for slot in 0..1031 {
-            let first = table[slot as usize];
-            let second = next(at, 1031, slot, first);
-            let third = next(at, 1031, slot, second);
-            assert_ne!(first, second);
-            assert_ne!(second, third);
-            assert_ne!(first, third);
+        for slot in 0..131u32 {
+            assert_eq!(next(at, 131, slot, 77), table[slot as usize]);
         }
     }
 

@@ -37,6 +37,9 @@ pub struct BackendStatus {
     /// `enabled`, `draining` or `disabled`.
     pub admin: String,
     pub checks: u64,
+    /// The packet path found it silent.
+    pub suspect: bool,
+    pub moved_away: u64,
     pub flows: u64,
     pub packets: u64,
 }

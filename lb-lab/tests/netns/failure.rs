@@ -61,6 +61,33 @@ fn a_dead_server_that_is_never_checked_is_avoided_by_the_second_chance_alone() {
 
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_silent_server_without_a_check_gets_no_new_connections_until_it_is_tried_again() {
+    let (rig, echo) = Rig::echo(&echo_config(NO_CHECK));
+    rig.server(1).unplug().unwrap();
+    let suspect = |name: &str| {
+        let status = rig.matapa.status()?;
+        Ok(status.backend(name).filter(|backend| backend.suspect).map(|backend| backend.moved_away))
+    };
+    assert_saved_by_the_second_chance(&rig.connect_echo());
+    for name in ["mx1", "mx1-v6"] {
+        let moved = wait_until("the silent server to be a suspect", DETECTION, || suspect(name)).unwrap();
+        assert!(moved >= 3, "{name} is a suspect after {moved} connections");
+    }
+    assert_prompt(&rig.connect_echo());
+    rig.server(1).plug().unwrap();
+    wait_until("the suspect to be tried again", Duration::from_secs(13), || {
+        Ok((suspect("mx1")?.is_none() && suspect("mx1-v6")?.is_none()).then_some(()))
+    })
+    .unwrap();
+    let attempts = rig.connect_echo();
+    assert_prompt(&attempts);
+    assert_eq!(servers(&attempts), ["mx1", "mx2"]);
+    drop(echo);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
 fn a_server_that_refuses_is_avoided_by_the_second_chance() {
     let (rig, mut echo) = Rig::echo(&echo_config(NO_CHECK));
     drop(echo.remove(0));

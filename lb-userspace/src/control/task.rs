@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context as _;
 use lb_common::abi::BackendFlags;
 use lb_common::abi::flow::FlowState;
 use log::{debug, error, info, warn};
@@ -15,19 +14,14 @@ use tokio::time::MissedTickBehavior;
 use super::request::{Refusal, Request};
 use super::resets::{self, Connection};
 use super::state::{State, uses};
-use super::status::{self, Sources};
-use crate::api::types::{
-    AdminState, BackendChange, CounterValue, Counters, Event, EventKind, Flows, ReloadOutcome, ServiceState,
-};
-use crate::config::{self, Config};
-use crate::daemon::host;
-use crate::dataplane::desired::desired;
+use super::status;
+use crate::api::types::{Event, EventKind, ServiceState};
+use crate::config::Config;
 use crate::dataplane::flows::{Clock, Swept};
 use crate::dataplane::image::{Id, Server, address_from};
 use crate::dataplane::kernel::Kernel;
-use crate::dataplane::kernel::attach::{self, Attached};
+use crate::dataplane::kernel::attach::Attached;
 use crate::dataplane::kernel::pins::Pins;
-use crate::dataplane::plan::plan;
 use crate::dataplane::{Dataplane, Maps};
 use crate::health::{Report, Runner, Target};
 
@@ -179,12 +173,12 @@ impl Control {
         }
     }
 
-    fn service_states(&self) -> BTreeMap<String, ServiceState> {
+    pub(super) fn service_states(&self) -> BTreeMap<String, ServiceState> {
         let image = self.dataplane.image();
         self.config.services.iter().map(|s| (s.name.clone(), status::service_state(image, s))).collect()
     }
 
-    fn tell_services(&mut self, before: &BTreeMap<String, ServiceState>) {
+    pub(super) fn tell_services(&mut self, before: &BTreeMap<String, ServiceState>) {
         for (service, state) in self.service_states() {
             if before.get(&service) != Some(&state) {
                 info!(
@@ -192,22 +186,6 @@ impl Control {
                     if state == ServiceState::Active { "active" } else { "down" }
                 );
                 self.emit(EventKind::Service { service, state });
-            }
-        }
-    }
-
-    /// Makes the maps what configuration and state say. Says how many steps it took; what fails is tried again at the
-    /// next tick.
-    fn converge(&mut self) -> usize {
-        match bring(&mut self.dataplane, &self.config, &self.state) {
-            Ok(steps) => {
-                self.behind = false;
-                steps
-            }
-            Err(error) => {
-                error!("the maps could not be brought up to date, trying again: {error:#}");
-                self.behind = true;
-                0
             }
         }
     }
@@ -256,19 +234,7 @@ impl Control {
         }
     }
 
-    /// An interface that was removed and made again, such as by a driver that was loaded anew, has lost the program.
-    fn follow_interfaces(&mut self) {
-        let present = attach::present(&self.config.interfaces);
-        let is_new = |(name, index): &&(String, u32)| {
-            !self.attached.iter().any(|a| (&a.name, a.index) == (name, *index))
-        };
-        let Some((name, _)) = present.iter().find(is_new) else { return };
-        info!("{name} was made anew and gets the program");
-        self.attach_again();
-        host::prepare(&self.config);
-    }
-
-    fn clock(&mut self) -> anyhow::Result<Clock> {
+    pub(super) fn clock(&mut self) -> anyhow::Result<Clock> {
         self.dataplane.maps_mut().clock()
     }
 
@@ -331,200 +297,12 @@ impl Control {
         });
     }
 
-    fn answer(&mut self, request: Request) {
-        // Nobody to answer is no error: the client has gone.
-        match request {
-            Request::Status(reply) => {
-                let _ = reply.send(self.status());
-            }
-            Request::Flows { limit, service, reply } => {
-                let _ = reply.send(self.flows(limit, service.as_deref()));
-            }
-            Request::Counters(reply) => {
-                let _ = reply.send(self.counters());
-            }
-            Request::SetAdmin { backend, service, state, reply } => {
-                let _ = reply.send(self.set_admin(&backend, service.as_deref(), state));
-            }
-            Request::Reload(reply) => {
-                let _ = reply.send(self.reload());
-            }
-            Request::Poll(reply) => self.runner.poll(reply),
-        }
-    }
-
-    fn status(&self) -> crate::api::types::Status {
-        status::status(&Sources {
-            config: &self.config,
-            config_file: &self.config_file.display().to_string(),
-            state: &self.state,
-            dataplane: &self.dataplane,
-            attached: &self.attached,
-            swept: &self.swept,
-            started: self.started,
-        })
-    }
-
-    fn flows(&mut self, limit: usize, service: Option<&str>) -> Result<Flows, Refusal> {
-        if let Some(name) = service
-            && !self.config.services.iter().any(|s| s.name == name)
-        {
-            return Err(Refusal::NotFound(status::no_such_backend(&self.config, "", service)));
-        }
-        if limit == 0 && service.is_none() {
-            let capacity = self.dataplane.maps().flows().capacity();
-            return Ok(Flows { total: self.swept.occupied, capacity, flows: Vec::new() });
-        }
-        let clock = self.clock().map_err(|error| Refusal::Failed(format!("{error:#}")))?;
-        Ok(status::flows(&self.dataplane, clock, limit, service))
-    }
-
-    fn counters(&self) -> Counters {
-        let values = self.dataplane.maps().counters().unwrap_or_else(|error| {
-            warn!("{error:#}");
-            BTreeMap::new()
-        });
-        let counters = values
-            .into_iter()
-            .map(|(reason, value)| {
-                let verdict = reason.kind().name().to_owned();
-                (reason.name().to_owned(), CounterValue { value, verdict, help: reason.help().to_owned() })
-            })
-            .collect();
-        Counters { counters }
-    }
-
-    fn set_admin(
-        &mut self,
-        backend: &str,
-        service: Option<&str>,
-        state: AdminState,
-    ) -> Result<BackendChange, Refusal> {
-        let mut matching = Vec::new();
-        for s in self.config.services.iter().filter(|s| service.is_none_or(|wanted| wanted == s.name)) {
-            if self.config.pools[s.pool].backends.iter().any(|b| b.name == backend) {
-                matching.push(s.name.clone());
-            }
-        }
-        if matching.is_empty() {
-            return Err(Refusal::NotFound(status::no_such_backend(&self.config, backend, service)));
-        }
-        let services = self.service_states();
-        let mut changed = Vec::new();
-        for service in matching {
-            if self.state.set_admin((service.clone(), backend.to_owned()), state) {
-                changed.push(service);
-            }
-        }
-        self.runner.set_targets(self.state.targets(&self.config));
-        self.converge();
-        self.tell_services(&services);
-        for service in &changed {
-            info!("{service}/{backend} is now {state:?}");
-            self.emit(EventKind::Admin { service: service.clone(), backend: backend.to_owned(), state });
-        }
-        Ok(BackendChange { state, backends: changed.into_iter().map(|s| format!("{s}/{backend}")).collect() })
-    }
-
-    /// Reads the file again and applies the difference. When anything is wrong with it, nothing changes.
-    fn reload(&mut self) -> Result<ReloadOutcome, Refusal> {
-        let new = match config::load(&self.config_file) {
-            Ok(new) => new,
-            Err(error) => {
-                let lines = error.lines();
-                self.emit(EventKind::ReloadRefused { errors: lines.clone() });
-                return Err(Refusal::Configuration(lines));
-            }
-        };
-        let refuse = |text: String| Refusal::Invalid(format!("{text}; nothing was changed"));
-        if new.control != self.config.control {
-            return Err(refuse(
-                "control.socket and control.metrics cannot change while the daemon runs: restart it, \
-                 forwarding goes on meanwhile"
-                    .to_owned(),
-            ));
-        }
-        let interfaces = attach::resolve(&new.interfaces).map_err(|error| refuse(format!("{error:#}")))?;
-        let mut state = self.state.clone();
-        state.inherit(&new, self.dataplane.image());
-        state.retain(&new);
-        // Found out before anything is touched.
-        let capacity = self.dataplane.maps().capacity();
-        desired(&new, &state, self.dataplane.image(), capacity).map_err(|error| refuse(error.to_string()))?;
-
-        let services = self.service_states();
-        // An interface that was removed and made again has another number.
-        let same =
-            self.attached.iter().map(|a| (&a.name, a.index)).eq(interfaces.iter().map(|(n, i)| (n, *i)));
-        if !same || new.xdp_mode != self.config.xdp_mode {
-            match self.dataplane.maps_mut().attach(&self.pins, &interfaces, new.xdp_mode) {
-                Ok(attached) => self.attached = attached,
-                Err(error) => {
-                    self.attach_again();
-                    return Err(refuse(format!("{error:#}")));
-                }
-            }
-        }
-        let steps = match bring(&mut self.dataplane, &new, &state) {
-            Ok(steps) => steps,
-            Err(error) => {
-                self.converge();
-                self.attach_again();
-                return Err(Refusal::Failed(format!("{error:#}; the old configuration was put back")));
-            }
-        };
-        (self.config, self.state) = (new, state);
-        host::prepare(&self.config);
-        self.runner.set_targets(self.state.targets(&self.config));
-        self.tell_services(&services);
-        self.emit(EventKind::Reload { operations: steps as u64 });
-        Ok(ReloadOutcome { operations: steps as u64 })
-    }
-
-    /// Puts the program where the running configuration wants it: a change of mode takes it off before it is known whether
-    /// the driver agrees to the new one.
-    fn attach_again(&mut self) {
-        let present = attach::present(&self.config.interfaces);
-        match self.dataplane.maps_mut().attach(&self.pins, &present, self.config.xdp_mode) {
-            Ok(attached) => self.attached = attached,
-            Err(error) => error!("the program could not be put back on all interfaces: {error:#}"),
-        }
-    }
-
-    /// Brings the maps up to the configuration for the first time, and then puts the program over them: no packet sees
-    /// a half-filled table.
-    ///
-    /// # Errors
-    /// When a map or an interface refuses: then the daemon does not start.
-    pub fn begin(&mut self, adopted: bool, interfaces: &[(String, u32)]) -> anyhow::Result<()> {
-        let steps = bring(&mut self.dataplane, &self.config, &self.state)?;
-        self.attached = self.dataplane.maps_mut().attach(&self.pins, interfaces, self.config.xdp_mode)?;
-        if adopted {
-            let clock = self.clock()?;
-            self.swept = self.dataplane.maps().flows().sweep(self.dataplane.image(), clock);
-            let (services, flows) = (self.config.services.len() as u64, self.swept.occupied);
-            info!("took over {flows} flows of an earlier daemon; {steps} steps to this configuration");
-            self.emit(EventKind::Adopted { services, flows });
-        }
-        Ok(())
-    }
-
-    fn emit(&mut self, kind: EventKind) {
+    pub(super) fn emit(&mut self, kind: EventKind) {
         self.event_number += 1;
         let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
         // Nobody listening is no error.
         let _ = self.events.send(Event { number: self.event_number, time, kind });
     }
-}
-
-/// Makes the maps what `config` and `state` say. Says how many steps it took.
-fn bring(dataplane: &mut Dataplane<Kernel>, config: &Config, state: &State) -> anyhow::Result<usize> {
-    let wanted = desired(config, state, dataplane.image(), dataplane.maps().capacity())?;
-    let steps = plan(dataplane.image(), &wanted);
-    for step in &steps {
-        dataplane.apply(step).with_context(|| format!("step {step:?}"))?;
-    }
-    Ok(steps.len())
 }
 
 fn monotonic_nanoseconds() -> u64 {

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::frame::{self, show};
 use super::machine::{Engine, Machine, Outcome, Place};
-use super::world::{KEY, States, World, testdata};
+use super::world::{KEY, State, States, World, testdata};
 
 /// Fewer than this, and the directory was not read.
 pub const FEWEST: usize = 500;
@@ -47,6 +47,7 @@ struct Entry {
     #[serde(default)]
     counters: BTreeMap<String, u64>,
     backend: Option<String>,
+    moved_away: Option<String>,
     flows: Option<Vec<String>>,
     host_only: Option<String>,
 }
@@ -58,13 +59,21 @@ pub struct Arrival {
     pub frame: Vec<u8>,
 }
 
+/// What happens before the packet in question.
+#[derive(Clone, Debug)]
+enum Before {
+    /// A frame, with the reason that it must have.
+    Frame(Arrival, Option<Reason>),
+    /// A backend's state changes.
+    State(String, State),
+}
+
 #[derive(Clone, Debug)]
 pub struct Case {
     /// File and name.
     pub label: String,
     state_before: States,
-    /// With the reason that each must have.
-    before: Vec<(Arrival, Option<Reason>)>,
+    before: Vec<Before>,
     state: States,
     pub packet: Arrival,
     action: Action,
@@ -74,6 +83,8 @@ pub struct Case {
     frame: Option<Vec<u8>>,
     counters: BTreeMap<Reason, u64>,
     backend: Option<String>,
+    /// From which the flow was moved away.
+    moved_away: Option<String>,
     flows: Option<BTreeSet<String>>,
     /// Why the kernel cannot run it.
     pub host_only: Option<String>,
@@ -145,11 +156,16 @@ impl Entry {
         world.check_states(&self.state_before)?;
         let mut before = Vec::new();
         for text in &self.before {
+            if let Some(("state", rest)) = text.split_once(' ') {
+                let (name, state) = changed_state(rest, world)?;
+                before.push(Before::State(name, state));
+                continue;
+            }
             let (text, expected) = match text.rsplit_once("=>") {
                 Some((text, name)) => (text, Some(reason(name.trim())?)),
                 None => (text.as_str(), None),
             };
-            before.push((arrival(text, world)?, expected));
+            before.push(Before::Frame(arrival(text, world)?, expected));
         }
         let packet = arrival(&self.packet, world).map_err(|e| format!("packet: {e}"))?;
         let (action, interface) = match self.verdict.split_once(' ') {
@@ -183,6 +199,7 @@ impl Entry {
             frame: expected.map_err(|e| format!("frame: {e}"))?,
             counters,
             backend: self.backend,
+            moved_away: self.moved_away,
             flows: self.flows.map(|flows| flows.into_iter().collect()),
             host_only: self.host_only,
         })
@@ -192,6 +209,14 @@ impl Entry {
 fn reason(name: &str) -> Result<Reason, String> {
     let found = Reason::ALL.iter().find(|r| r.name() == name);
     found.copied().ok_or_else(|| format!("there is no reason {name}"))
+}
+
+/// `BACKEND STATE`.
+fn changed_state(text: &str, world: &World) -> Result<(String, State), String> {
+    let (name, state) = text.split_once(' ').ok_or_else(|| format!("state {text}: of whom, and which?"))?;
+    let state = State::named(state).ok_or_else(|| format!("there is no state {state}"))?;
+    world.check_states(&States::from([(name.to_owned(), state)]))?;
+    Ok((name.to_owned(), state))
 }
 
 /// `FRAME`, or `INTERFACE: FRAME`.
@@ -205,20 +230,22 @@ fn arrival(text: &str, world: &World) -> Result<Arrival, String> {
 }
 
 impl Case {
-    fn states(&self, world: &World) -> (States, States) {
-        let mut states = world.state.clone();
-        states.extend(self.state_before.clone());
-        let first = states.clone();
-        states.extend(self.state.clone());
-        (first, states)
-    }
-
     /// Runs it from an empty flow table. `Err`: what came before the packet went another way than it should.
     pub fn run<E: Engine>(&self, machine: &mut Machine<E>, world: &World) -> Result<Outcome, String> {
-        let (first, then) = self.states(world);
-        machine.configure(world, &first);
+        let mut states = world.state.clone();
+        states.extend(self.state_before.clone());
+        machine.configure(world, &states);
+        machine.align_turns(world);
         machine.forget_flows();
-        for (number, (arrival, expected)) in (1..).zip(&self.before) {
+        for (number, before) in (1..).zip(&self.before) {
+            let (arrival, expected) = match before {
+                Before::Frame(arrival, expected) => (arrival, expected),
+                Before::State(name, state) => {
+                    states.insert(name.clone(), *state);
+                    machine.configure(world, &states);
+                    continue;
+                }
+            };
             let outcome = machine.run(index(world, arrival), &arrival.frame);
             let end = outcome.counters.keys().find(|r| r.kind() != Kind::Note);
             let right = match expected {
@@ -227,14 +254,15 @@ impl Case {
             };
             if !right {
                 return Err(format!(
-                    "frame {number} before it: {:?}\n    {}",
+                    "number {number} before it: {:?}\n    {}",
                     outcome.counters,
                     show(&arrival.frame)
                 ));
             }
         }
-        if then != first {
-            machine.configure(world, &then);
+        if !self.state.is_empty() {
+            states.extend(self.state.clone());
+            machine.configure(world, &states);
         }
         Ok(machine.run(index(world, &self.packet), &self.packet.frame))
     }
@@ -285,6 +313,10 @@ impl Case {
                 BackendStats { from_packets: 1, from_bytes: bytes, ..BackendStats::default() }
             };
             expected.insert(backend.clone(), stats);
+        }
+        if let Some(backend) = &self.moved_away {
+            let stats: &mut BackendStats = expected.entry(backend.clone()).or_default();
+            stats.moved_away = 1;
         }
         if got != expected {
             problems.push(format!("statistics {got:?}, expected {expected:?}"));
@@ -341,6 +373,9 @@ fn flow_text((index, word, tuple): &Place, image: &Image, lines: u32) -> String 
         backend.map_or("nobody", |b| &b.name),
         state_name(word.state())
     );
+    if word.moves() > 0 {
+        text += &format!(" moved={}", word.moves());
+    }
     if hash.fingerprint() != word.fingerprint() || hash.line(lines) as usize != index / 8 {
         text += " in a wrong place";
     }

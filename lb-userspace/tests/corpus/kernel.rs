@@ -12,7 +12,8 @@ use lb_userspace::dataplane::image::Id;
 use lb_userspace::dataplane::kernel::Kernel;
 use lb_userspace::dataplane::kernel::load::{Geometry, load_new};
 use lb_userspace::dataplane::kernel::pins::Pins;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare};
+use nix::unistd::Pid;
 
 use super::corpus::frame::show;
 use super::corpus::machine::{Engine, Machine, Outcome, Ran};
@@ -70,6 +71,7 @@ pub fn in_namespace<T: Send>(
 ) -> T {
     let run = || {
         // The namespace is this thread's and ends with it.
+        stay_on_this_cpu();
         unshare(CloneFlags::CLONE_NEWNET).unwrap_or_else(|e| panic!("cannot make a network namespace: {e}"));
         build(world);
         let dir = format!("/sys/fs/bpf/matapa-test-{}-{}", std::process::id(), world.name);
@@ -79,12 +81,23 @@ pub fn in_namespace<T: Send>(
         let loaded = load_new(&pins, geometry, KEY, false).unwrap_or_else(|e| panic!("{e:#}"));
         // Its lock must be gone when `directory` is dropped.
         drop(pins);
+        let ports: Vec<u32> = world.interfaces.iter().filter(|i| i.program).map(|i| i.index).collect();
+        loaded.kernel.set_ports(&ports);
         f(world, &mut Machine::new(TestRun, loaded.kernel))
     };
     std::thread::scope(|scope| match scope.spawn(run).join() {
         Ok(value) => value,
         Err(panic) => std::panic::resume_unwind(panic),
     })
+}
+
+/// Each CPU takes turns of its own.
+fn stay_on_this_cpu() {
+    let cpu = sched_getcpu().unwrap_or_else(|e| panic!("which CPU is this? {e}"));
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus))
+        .unwrap_or_else(|e| panic!("cannot stay on CPU {cpu}: {e}"));
 }
 
 fn build(world: &mut World) {

@@ -6,12 +6,14 @@ use std::rc::Rc;
 
 use lb_common::abi::{BackendStats, FlowTuple};
 use lb_common::verdict::{Action, Reason};
+use lb_userspace::config::{Protocol, Scheduler};
 use lb_userspace::dataplane::desired::desired;
 use lb_userspace::dataplane::image::{Id, Image};
 use lb_userspace::dataplane::memory::Memory;
 use lb_userspace::dataplane::plan::plan;
 use lb_userspace::dataplane::{Dataplane, Maps};
 
+use super::frame;
 use super::world::{CAPACITY, KEY, Known, States, World};
 
 /// The fate of one frame.
@@ -64,7 +66,8 @@ impl Machine<Host> {
     /// A gateway in plain memory.
     pub fn host(world: &World) -> Self {
         let (ingress, routes) = world.routes();
-        let memory = Memory::new(CAPACITY, KEY, world.flow_lines as usize, routes);
+        let mut memory = Memory::new(CAPACITY, KEY, world.flow_lines as usize, routes);
+        memory.elsewhere = world.interfaces.iter().filter(|i| !i.program).map(|i| i.index).collect();
         Self::new(Host { ingress }, memory)
     }
 }
@@ -118,6 +121,31 @@ impl<E: Engine> Machine<E> {
         }
     }
 
+    /// Brings every round robin to the first of its turns, by new flows that nobody needs.
+    pub fn align_turns(&mut self, world: &World) {
+        let image = self.dataplane.image().clone();
+        let ingress =
+            world.interface(&world.ingress).unwrap_or_else(|| panic!("no interface {}", world.ingress));
+        for listener in image.listeners.values().filter(|l| l.scheduler == Scheduler::RoundRobin) {
+            let turns = image.fill(&listener.table, KEY.seed);
+            let mut taken: Vec<Id> = Vec::new();
+            while !taken.ends_with(&turns) {
+                let port = 50_000 + taken.len();
+                assert!(taken.len() <= 2 * turns.len(), "{}: no such turns: {taken:?}", listener.listen);
+                let (vip, to) = (listener.listen.address, listener.listen.port);
+                let ip = if vip.is_ipv4() { "ip4 192.0.2.100" } else { "ip6 2001:db8:c::100" };
+                let transport = match listener.listen.protocol {
+                    Protocol::Tcp => format!("tcp {port} > {to} S"),
+                    Protocol::Udp => format!("udp {port} > {to}"),
+                };
+                let text = format!("eth / {ip} > {vip} / {transport}");
+                let frame =
+                    frame::build(&text, world.names(ingress)).unwrap_or_else(|e| panic!("{text}: {e}"));
+                taken.extend(self.run(ingress.index, &frame).stats.keys());
+            }
+        }
+    }
+
     pub fn forget_flows(&self) {
         for id in self.dataplane.image().backends.keys() {
             self.dataplane.maps().flows().forget(*id);
@@ -134,6 +162,11 @@ impl<E: Engine> Machine<E> {
         let flows = maps.flows().entries().map(|(i, word, tuple)| (i, word.0 & !0xffff, tuple)).collect();
         let stats = self.dataplane.image().backends.keys().map(|id| (*id, E::stats(maps, *id))).collect();
         Snapshot { counters: E::counters(maps), stats, flows }
+    }
+
+    /// Runs a frame without looking what changes.
+    pub fn send(&mut self, ingress: u32, frame: &[u8]) -> Ran {
+        self.engine.run(self.dataplane.maps_mut(), ingress, frame)
     }
 
     pub fn run(&mut self, ingress: u32, frame: &[u8]) -> Outcome {

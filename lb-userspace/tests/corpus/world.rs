@@ -53,6 +53,14 @@ pub enum State {
     Disabled,
 }
 
+impl State {
+    /// By its name in the files.
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [Self::Up, Self::Down, Self::Unknown, Self::Draining, Self::Disabled];
+        all.into_iter().find(|state| format!("{state:?}").eq_ignore_ascii_case(name))
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -79,6 +87,7 @@ struct InterfaceFile {
     peer: String,
     mtu: u16,
     forwarding: Option<bool>,
+    program: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -124,6 +133,8 @@ pub struct Interface {
     pub peer: String,
     pub mtu: u16,
     pub forwarding: bool,
+    /// Whether it carries the program; frames to others are left to the kernel.
+    pub program: bool,
     /// The kernel's number, or one of ours on the host.
     pub index: u32,
 }
@@ -182,8 +193,18 @@ impl World {
             let addresses = i.addresses.iter().map(|a| prefix(a)).collect::<Result<_, _>>()?;
             let mac = mac(&i.mac)?;
             let forwarding = i.forwarding.unwrap_or(true);
+            let program = i.program.unwrap_or(true);
             macs.insert(name.clone(), mac);
-            interfaces.push(Interface { name, mac, addresses, peer: i.peer, mtu: i.mtu, forwarding, index });
+            interfaces.push(Interface {
+                name,
+                mac,
+                addresses,
+                peer: i.peer,
+                mtu: i.mtu,
+                forwarding,
+                program,
+                index,
+            });
         }
         let mut neighbours = Vec::new();
         for n in file.neighbours {

@@ -1,0 +1,108 @@
+//! What the API asks, answered.
+
+use std::collections::BTreeMap;
+
+use log::{info, warn};
+
+use super::request::{Refusal, Request};
+use super::status::{self, Sources};
+use super::task::Control;
+use crate::api::types::{AdminState, BackendChange, CounterValue, Counters, EventKind, Flows};
+use crate::dataplane::Maps as _;
+
+impl Control {
+    pub(super) fn answer(&mut self, request: Request) {
+        // Nobody to answer is no error: the client has gone.
+        match request {
+            Request::Status(reply) => {
+                let _ = reply.send(self.status());
+            }
+            Request::Flows { limit, service, reply } => {
+                let _ = reply.send(self.flows(limit, service.as_deref()));
+            }
+            Request::Counters(reply) => {
+                let _ = reply.send(self.counters());
+            }
+            Request::SetAdmin { backend, service, state, reply } => {
+                let _ = reply.send(self.set_admin(&backend, service.as_deref(), state));
+            }
+            Request::Reload(reply) => {
+                let _ = reply.send(self.reload());
+            }
+            Request::Poll(reply) => self.runner.poll(reply),
+        }
+    }
+
+    pub(super) fn status(&self) -> crate::api::types::Status {
+        status::status(&Sources {
+            config: &self.config,
+            config_file: &self.config_file.display().to_string(),
+            state: &self.state,
+            dataplane: &self.dataplane,
+            attached: &self.attached,
+            swept: &self.swept,
+            started: self.started,
+        })
+    }
+
+    pub(super) fn flows(&mut self, limit: usize, service: Option<&str>) -> Result<Flows, Refusal> {
+        if let Some(name) = service
+            && !self.config.services.iter().any(|s| s.name == name)
+        {
+            return Err(Refusal::NotFound(status::no_such_backend(&self.config, "", service)));
+        }
+        if limit == 0 && service.is_none() {
+            let capacity = self.dataplane.maps().flows().capacity();
+            return Ok(Flows { total: self.swept.occupied, capacity, flows: Vec::new() });
+        }
+        let clock = self.clock().map_err(|error| Refusal::Failed(format!("{error:#}")))?;
+        Ok(status::flows(&self.dataplane, clock, limit, service))
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        let values = self.dataplane.maps().counters().unwrap_or_else(|error| {
+            warn!("{error:#}");
+            BTreeMap::new()
+        });
+        let counters = values
+            .into_iter()
+            .map(|(reason, value)| {
+                let verdict = reason.kind().name().to_owned();
+                (reason.name().to_owned(), CounterValue { value, verdict, help: reason.help().to_owned() })
+            })
+            .collect();
+        Counters { counters }
+    }
+
+    pub(super) fn set_admin(
+        &mut self,
+        backend: &str,
+        service: Option<&str>,
+        state: AdminState,
+    ) -> Result<BackendChange, Refusal> {
+        let mut matching = Vec::new();
+        for s in self.config.services.iter().filter(|s| service.is_none_or(|wanted| wanted == s.name)) {
+            if self.config.pools[s.pool].backends.iter().any(|b| b.name == backend) {
+                matching.push(s.name.clone());
+            }
+        }
+        if matching.is_empty() {
+            return Err(Refusal::NotFound(status::no_such_backend(&self.config, backend, service)));
+        }
+        let services = self.service_states();
+        let mut changed = Vec::new();
+        for service in matching {
+            if self.state.set_admin((service.clone(), backend.to_owned()), state) {
+                changed.push(service);
+            }
+        }
+        self.runner.set_targets(self.state.targets(&self.config));
+        self.converge();
+        self.tell_services(&services);
+        for service in &changed {
+            info!("{service}/{backend} is now {state:?}");
+            self.emit(EventKind::Admin { service: service.clone(), backend: backend.to_owned(), state });
+        }
+        Ok(BackendChange { state, backends: changed.into_iter().map(|s| format!("{s}/{backend}")).collect() })
+    }
+}

@@ -1,0 +1,139 @@
+//! Bringing maps and interfaces to what is configured: at the start, at a reload, and when something has changed.
+
+use anyhow::Context as _;
+use log::{error, info};
+
+use super::request::Refusal;
+use super::state::State;
+use super::task::Control;
+use crate::api::types::{EventKind, ReloadOutcome};
+use crate::config::{self, Config};
+use crate::daemon::host;
+use crate::dataplane::desired::desired;
+use crate::dataplane::kernel::Kernel;
+use crate::dataplane::kernel::attach;
+use crate::dataplane::plan::plan;
+use crate::dataplane::{Dataplane, Maps as _};
+
+impl Control {
+    /// Makes the maps what configuration and state say. Says how many steps it took; what fails is tried again at the
+    /// next tick.
+    pub(super) fn converge(&mut self) -> usize {
+        match bring(&mut self.dataplane, &self.config, &self.state) {
+            Ok(steps) => {
+                self.behind = false;
+                steps
+            }
+            Err(error) => {
+                error!("the maps could not be brought up to date, trying again: {error:#}");
+                self.behind = true;
+                0
+            }
+        }
+    }
+
+    /// Reads the file again and applies the difference. When anything is wrong with it, nothing changes.
+    pub(super) fn reload(&mut self) -> Result<ReloadOutcome, Refusal> {
+        let new = match config::load(&self.config_file) {
+            Ok(new) => new,
+            Err(error) => {
+                let lines = error.lines();
+                self.emit(EventKind::ReloadRefused { errors: lines.clone() });
+                return Err(Refusal::Configuration(lines));
+            }
+        };
+        let refuse = |text: String| Refusal::Invalid(format!("{text}; nothing was changed"));
+        if new.control != self.config.control {
+            return Err(refuse(
+                "control.socket and control.metrics cannot change while the daemon runs: restart it, \
+                 forwarding goes on meanwhile"
+                    .to_owned(),
+            ));
+        }
+        let interfaces = attach::resolve(&new.interfaces).map_err(|error| refuse(format!("{error:#}")))?;
+        let mut state = self.state.clone();
+        state.inherit(&new, self.dataplane.image());
+        state.retain(&new);
+        // Found out before anything is touched.
+        let capacity = self.dataplane.maps().capacity();
+        desired(&new, &state, self.dataplane.image(), capacity).map_err(|error| refuse(error.to_string()))?;
+
+        let services = self.service_states();
+        // An interface that was removed and made again has another number.
+        let same =
+            self.attached.iter().map(|a| (&a.name, a.index)).eq(interfaces.iter().map(|(n, i)| (n, *i)));
+        if !same || new.xdp_mode != self.config.xdp_mode {
+            match self.dataplane.maps_mut().attach(&self.pins, &interfaces, new.xdp_mode) {
+                Ok(attached) => self.attached = attached,
+                Err(error) => {
+                    self.attach_again();
+                    return Err(refuse(format!("{error:#}")));
+                }
+            }
+        }
+        let steps = match bring(&mut self.dataplane, &new, &state) {
+            Ok(steps) => steps,
+            Err(error) => {
+                self.converge();
+                self.attach_again();
+                return Err(Refusal::Failed(format!("{error:#}; the old configuration was put back")));
+            }
+        };
+        (self.config, self.state) = (new, state);
+        host::prepare(&self.config);
+        self.runner.set_targets(self.state.targets(&self.config));
+        self.tell_services(&services);
+        self.emit(EventKind::Reload { operations: steps as u64 });
+        Ok(ReloadOutcome { operations: steps as u64 })
+    }
+
+    /// Puts the program where the running configuration wants it: a change of mode takes it off before it is known whether
+    /// the driver agrees to the new one.
+    pub(super) fn attach_again(&mut self) {
+        let present = attach::present(&self.config.interfaces);
+        match self.dataplane.maps_mut().attach(&self.pins, &present, self.config.xdp_mode) {
+            Ok(attached) => self.attached = attached,
+            Err(error) => error!("the program could not be put back on all interfaces: {error:#}"),
+        }
+    }
+
+    /// Brings the maps up to the configuration for the first time, and then puts the program over them: no packet sees
+    /// a half-filled table.
+    ///
+    /// # Errors
+    /// When a map or an interface refuses: then the daemon does not start.
+    pub fn begin(&mut self, adopted: bool, interfaces: &[(String, u32)]) -> anyhow::Result<()> {
+        let steps = bring(&mut self.dataplane, &self.config, &self.state)?;
+        self.attached = self.dataplane.maps_mut().attach(&self.pins, interfaces, self.config.xdp_mode)?;
+        if adopted {
+            let clock = self.clock()?;
+            self.swept = self.dataplane.maps().flows().sweep(self.dataplane.image(), clock);
+            let (services, flows) = (self.config.services.len() as u64, self.swept.occupied);
+            info!("took over {flows} flows of an earlier daemon; {steps} steps to this configuration");
+            self.emit(EventKind::Adopted { services, flows });
+        }
+        Ok(())
+    }
+
+    /// An interface that was removed and made again, such as by a driver that was loaded anew, has lost the program.
+    pub(super) fn follow_interfaces(&mut self) {
+        let present = attach::present(&self.config.interfaces);
+        let is_new = |(name, index): &&(String, u32)| {
+            !self.attached.iter().any(|a| (&a.name, a.index) == (name, *index))
+        };
+        let Some((name, _)) = present.iter().find(is_new) else { return };
+        info!("{name} was made anew and gets the program");
+        self.attach_again();
+        host::prepare(&self.config);
+    }
+}
+
+/// Makes the maps what `config` and `state` say. Says how many steps it took.
+fn bring(dataplane: &mut Dataplane<Kernel>, config: &Config, state: &State) -> anyhow::Result<usize> {
+    let wanted = desired(config, state, dataplane.image(), dataplane.maps().capacity())?;
+    let steps = plan(dataplane.image(), &wanted);
+    for step in &steps {
+        dataplane.apply(step).with_context(|| format!("step {step:?}"))?;
+    }
+    Ok(steps.len())
+}
