@@ -19,7 +19,7 @@ ip link set lo up
 
 for test in /tests/*; do
     echo "vm: begin ${test##*/}"
-    timeout 100 "$test" --ignored --test-threads=1 --show-output </dev/null 2>&1
+    timeout 240 "$test" --ignored --test-threads=1 --show-output </dev/null 2>&1
 done
 for kind in veth virtio; do
     echo "vm: begin traffic over $kind"
