@@ -112,7 +112,7 @@ pub struct Share {
 const ALL: Share = Share { least: 1.0, most: 1.0 };
 const NEARLY_ALL: Share = Share { least: 0.98, most: 1.0 };
 const HARDLY_ANY: Share = Share { least: 0.0, most: 0.02 };
-/// A line of the flow table that happens to be full.
+/// What comes of lines that happen to be full.
 const STRAY: Share = Share { least: 0.0, most: 0.001 };
 const NO: Share = Share { least: 0.0, most: 0.0 };
 
@@ -402,7 +402,8 @@ impl List {
 
     fn floor(&mut self, name: &str, floor: &'static str, flows: Flows, verdict: u32, mut setup: Setup) {
         setup.mask = flows.mask();
-        let failed = if matches!(flows, Flows::Many(n) if n > 1 << 16) { HARDLY_ANY } else { NO };
+        // A line of the array that happens to be full did not take a flow.
+        let failed = if matches!(flows, Flows::Many(_)) { STRAY } else { NO };
         self.cases.push(Case {
             name: name.to_owned(),
             flows,

@@ -36,7 +36,7 @@ impl Options {
     }
 }
 
-/// Packets that warm the caches before a measurement.
+/// Packets that warm the caches, where flows do not say otherwise.
 const WARM: u32 = 20_000;
 /// A full table is filled with this many flows for each of its places: hardly a line stays with room.
 const FLOOD: u32 = 4;
@@ -171,15 +171,15 @@ impl Bench {
 
     fn measure(&mut self, running: &mut Running, repeat: u32) {
         match self.try_measure(&running.case, running.sequence, repeat) {
-            Ok((nanoseconds, sequence)) => {
-                running.nanoseconds.push(nanoseconds);
-                running.sequence = sequence;
-            }
-            Err(error) => running.error = Some(format!("{error:#}")),
+            Ok(nanoseconds) => running.nanoseconds.push(nanoseconds),
+            // The first one tells most.
+            Err(error) => running.error = running.error.take().or(Some(format!("{error:#}"))),
         }
+        // The flows of this measurement are known now.
+        running.sequence += u64::from(warm(&running.case)) + u64::from(repeat);
     }
 
-    fn try_measure(&mut self, case: &Case, sequence: u64, repeat: u32) -> Result<(u64, u64)> {
+    fn try_measure(&mut self, case: &Case, sequence: u64, repeat: u32) -> Result<u64> {
         self.select(case.target)?;
         let ingress = match case.from {
             From::Client => self.interfaces.client,
@@ -196,10 +196,7 @@ impl Bench {
             repeat = repeat.min(self.scale.places() / 4 - WARM);
         }
         let occupied = instance.map(Instance::occupied);
-        let warm = match case.flows {
-            Flows::Many(n) => n.min(1 << 16),
-            Flows::One | Flows::Fresh => WARM,
-        };
+        let warm = warm(case);
         self.floors.run(&case.setup, ingress, sequence, warm)?;
         let before = instance.map(Instance::counters).transpose()?;
         let ran = self.floors.run(&case.setup, ingress, sequence + u64::from(warm), repeat)?;
@@ -213,8 +210,15 @@ impl Bench {
             let recorded = instance.occupied().saturating_sub(before);
             within("packets recorded", recorded, case.expected.recorded, warm + repeat)?;
         }
-        let nanoseconds = u64::try_from(ran.duration.as_nanos()).unwrap_or(u64::MAX);
-        Ok((nanoseconds, sequence + u64::from(warm) + u64::from(repeat)))
+        Ok(u64::try_from(ran.duration.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+/// Packets that warm the caches before a measurement of this case.
+fn warm(case: &Case) -> u32 {
+    match case.flows {
+        Flows::Many(n) => n.min(1 << 16),
+        Flows::One | Flows::Fresh => WARM,
     }
 }
 
