@@ -19,7 +19,7 @@ fn file() -> PathBuf {
 
 /// By the least of the rounds, which a busy machine disturbs least.
 fn ratio(report: &Report, case: &str) -> f64 {
-    let least = |case| report.row(case, Flows::One).unwrap().min as f64;
+    let least = |case| report.row(case, Flows::One).expect("each case was asked for").min as f64;
     least(case) / least(FLOOR)
 }
 

@@ -171,14 +171,14 @@ impl Env for Kernel<'_> {
     fn endpoint4(&self, side: Side, addr: &[u8; 4], port: Be16, protocol: Protocol) -> Option<u32> {
         let key = Endpoint4::new(side, *addr, port, protocol);
         // SAFETY: the value is four aligned bytes, copied out at once.
-        unsafe { maps::ENDPOINTS4.get(&key) }.copied()
+        unsafe { maps::ENDPOINTS4.get(key) }.copied()
     }
 
     #[inline(always)]
     fn endpoint6(&self, side: Side, addr: &[u8; 16], port: Be16, protocol: Protocol) -> Option<u32> {
         let key = Endpoint6::new(side, *addr, port, protocol);
         // SAFETY: as above.
-        unsafe { maps::ENDPOINTS6.get(&key) }.copied()
+        unsafe { maps::ENDPOINTS6.get(key) }.copied()
     }
 
     #[inline(always)]
@@ -296,7 +296,7 @@ impl Env for Kernel<'_> {
             // SAFETY: as in `count`.
             unsafe {
                 (*stats).to_packets += 1;
-                (*stats).to_bytes += bytes as u64;
+                (*stats).to_bytes += u64::from(bytes);
             }
         }
     }
@@ -307,7 +307,7 @@ impl Env for Kernel<'_> {
             // SAFETY: as in `count`.
             unsafe {
                 (*stats).from_packets += 1;
-                (*stats).from_bytes += bytes as u64;
+                (*stats).from_bytes += u64::from(bytes);
             }
         }
     }

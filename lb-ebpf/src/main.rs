@@ -4,6 +4,7 @@
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]
 #![expect(internal_features, reason = "compare-and-swap exists on the BPF target as an intrinsic only")]
+#![expect(clippy::needless_pass_by_value, reason = "what the macro calls takes the context by value")]
 
 mod env;
 mod frame;

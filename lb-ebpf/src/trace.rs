@@ -16,27 +16,28 @@ pub fn note(step: Step, first: u32, second: u32) {
     matapa_note(number(step), first, second);
 }
 
-/// A global function: verified once, instead of on each of the many ways that lead here. It returns a number as such functions must.
+/// A global function: verified once, instead of on each of the many ways that lead here. It returns a number as such
+/// functions must.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn matapa_note(step: u32, first: u32, second: u32) -> u32 {
     let Some(count) = maps::TRACE_STEPS.get_ptr_mut(0) else { return 0 };
-    // SAFETY: this CPU's own value, here and below; XDP programs do not interrupt each other on a CPU.
-    let index = unsafe { (*count)[0] } + 1;
+    // SAFETY: this CPU's own value; XDP programs do not interrupt each other on a CPU.
+    let count = unsafe { &mut *count };
+    let index = count[0] + 1;
     if index <= MAX_STEPS
         && let Some(place) = maps::TRACE_STEPS.get_ptr_mut(index)
     {
-        unsafe {
-            *place = [step, first, second];
-            (*count)[0] = index;
-        }
+        // SAFETY: as above; another element than `count`.
+        unsafe { *place = [step, first, second] };
+        count[0] = index;
     }
     if step == DONE {
-        unsafe { (*count)[0] = 0 };
+        count[0] = 0;
         for index in 1..=MAX_STEPS {
             if let Some(place) = maps::TRACE_STEPS.get_ptr_mut(index) {
-                let [step, first, second] = unsafe { *place };
-                unsafe { *place = [NONE, 0, 0] };
+                // SAFETY: as above.
+                let [step, first, second] = unsafe { place.replace([NONE, 0, 0]) };
                 matapa_log(step, first, second);
             }
         }
