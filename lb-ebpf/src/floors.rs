@@ -7,7 +7,7 @@
 
 #![no_std]
 #![no_main]
-#![expect(clippy::needless_pass_by_value, reason = "what the macro calls takes the context by value")]
+#![expect(clippy::needless_pass_by_value, reason = "the macro hands the context over by value")]
 
 mod frame;
 #[path = "../../lb-bench/src/layout.rs"]

@@ -5,7 +5,7 @@
 //! differently; those that the verifier looked at only on a kernel series for which they were recorded, as each verifies in
 //! its own way.
 
-#![expect(clippy::unwrap_used, reason = "what helps tests panics as they do")]
+#![expect(clippy::unwrap_used, reason = "a test ends with what goes wrong")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
