@@ -23,6 +23,8 @@ const PROGRAMS: [&str; 2] = ["ip", "ethtool"];
 const TESTED: &str = "lb-userspace";
 /// Test binaries whose name starts so need the kernel and nothing else.
 const TEST_PREFIXES: [&str; 2] = ["kernel_", "corpus_kernel"];
+/// The packages whose code the tests run most.
+const OPTIMISED: [&str; 2] = ["lb-common", TESTED];
 const MATAPA: &str = "/usr/bin/matapa";
 
 /// What is the same for every kernel: where a file goes, and what is in it.
@@ -166,9 +168,13 @@ fn test_binaries(workspace: &Workspace, binary: &Path) -> Result<Vec<(String, Pa
     let names = test_names(&workspace.root.join(TESTED).join("tests"))?;
     let mut cargo = cargo_test(workspace, Some(binary));
     cargo.args(["--no-run", "--message-format", "json-render-diagnostics"]);
-    // The same choice as where they run on this kernel, so that nothing is built twice.
+    // The same choice of packages as where they run on this kernel, so that their dependencies are not built twice.
     for package in ROOT_PACKAGES {
         cargo.args(["--package", package]);
+    }
+    // Without optimisation they take minutes on a processor that is emulated.
+    for package in OPTIMISED {
+        cargo.args(["--config", &format!("profile.dev.package.{package}.opt-level=1")]);
     }
     for name in &names {
         cargo.args(["--test", name]);
