@@ -137,6 +137,7 @@ impl Bench {
             if !self.instances.contains_key(&world) {
                 let instance = Instance::new(&cases::configuration(world), self.scale.geometry(world))
                     .with_context(|| format!("cannot set up the {world:?} configuration"))?;
+                instance.kernel().set_ports(&[self.interfaces.client, self.interfaces.server]);
                 self.instances.insert(world, instance);
                 if world == World::Full {
                     self.select(running.case.target)?;
