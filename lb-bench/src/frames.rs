@@ -1,6 +1,7 @@
 //! The frames that are measured with, and where flows differ in them.
 //!
-//! Checksums are not those of real packets: the packet path brings them up to date without looking whether they were right.
+//! Checksums are not those of real packets: the packet path brings them up to date without looking whether they were
+//! right.
 
 use std::net::{IpAddr, SocketAddr};
 

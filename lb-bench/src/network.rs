@@ -1,5 +1,5 @@
-//! Where the packets go: a network namespace with two interfaces, routes, and neighbours whose addresses are known. Nothing
-//! is sent into it.
+//! Where the packets go: a network namespace with two interfaces, routes, and neighbours whose addresses are known.
+//! Nothing is sent into it.
 
 use std::fs;
 use std::io::Write as _;

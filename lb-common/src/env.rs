@@ -17,8 +17,8 @@ pub trait Line: Copy {
     /// Replaces the word at `way` if it is still `old`; says whether it did.
     fn replace(&self, way: usize, old: FlowWord, new: FlowWord) -> bool;
 
-    /// As [`flow::find`]. The program calls it as a function that the verifier checks on its own: explored inside each of its
-    /// callers, the ways would multiply their paths.
+    /// As [`flow::find`]. The program calls it as a function that the verifier checks on its own: explored inside
+    /// each of its callers, the ways would multiply their paths.
     #[inline(always)]
     fn find(&self, fingerprint: u32) -> usize {
         flow::find(*self, fingerprint)

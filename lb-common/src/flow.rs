@@ -54,8 +54,8 @@ const fn rank(state: FlowState) -> u32 {
     }
 }
 
-/// The highest rank that a new flow in this state may evict. A SYN, which costs its sender nothing, never evicts what has
-/// proved to be alive; a flow that is alive already but unknown may evict any, the most idle one.
+/// The highest rank that a new flow in this state may evict. A SYN, which costs its sender nothing, never evicts what
+/// has proved to be alive; a flow that is alive already but unknown may evict any, the most idle one.
 const fn may_evict(state: FlowState) -> u32 {
     match state {
         FlowState::Opening => 3,

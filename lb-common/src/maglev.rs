@@ -1,21 +1,23 @@
 //! Maglev consistent hashing (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016,
 //! section 3.4), with weights.
 //!
-//! Each backend has its own permutation of the slots, made from its identity alone; in turns, each takes the next free slot
-//! of its permutation. So every backend gets its share, and when one leaves, nearly only its own slots change hands.
-//! The identity is the address and port, never a number of ours: two gateways with the same key build the same table.
+//! Each backend has its own permutation of the slots, made from its identity alone; in turns, each takes the next
+//! free slot of its permutation. So every backend gets its share, and when one leaves, nearly only its own slots
+//! change hands. The identity is the address and port, never a number of ours: two gateways with the same key build
+//! the same table.
 
 /// Table sizes offered, all prime as the permutations need.
 pub const SIZES: [u32; 10] = [65_537, 32_771, 16_411, 8_209, 4_099, 2_053, 1_031, 521, 257, 131];
 
-/// How many slots are searched for another backend: so many runs of so many slots, spread over the table. In a row, turns differ
-/// most; but a backend's slots of a Maglev table may lie close together.
+/// How many slots are searched for another backend: so many runs of so many slots, spread over the table. In a row,
+/// turns differ most; but a backend's slots of a Maglev table may lie close together.
 const RUNS: u32 = 8;
 const RUN: u32 = 8;
 
-/// The backend to try after `current`. Some slots from a flow's own on name the backends in an order of the flow's own; the next in
-/// that order follows, and after the last one the first. So each is tried once before any is tried again, whichever was first: with
-/// round robin that is not the slot's own. `current` when there is no other in sight.
+/// The backend to try after `current`. Some slots from a flow's own on name the backends in an order of the flow's
+/// own; the next in that order follows, and after the last one the first. So each is tried once before any is tried
+/// again, whichever was first: with round robin that is not the slot's own. `current` when there is no other in
+/// sight.
 #[inline(always)]
 pub fn next(slot_at: impl Fn(u32) -> Option<u32>, size: u32, slot: u32, current: u32) -> u32 {
     let own = slot_at(slot).unwrap_or(current);
@@ -37,9 +39,9 @@ pub fn next(slot_at: impl Fn(u32) -> Option<u32>, size: u32, slot: u32, current:
     own
 }
 
-/// The turns of weighted round robin, spread evenly: each turn goes to the candidate that is furthest behind its share. As many
-/// slots as the weights add up to once their common divisor is taken out, or about `limit` where that is more. `None` when no
-/// candidate has a weight.
+/// The turns of weighted round robin, spread evenly: each turn goes to the candidate that is furthest behind its
+/// share. As many slots as the weights add up to once their common divisor is taken out, or about `limit` where that
+/// is more. `None` when no candidate has a weight.
 #[cfg(any(test, feature = "std"))]
 pub fn rotation(candidates: &[Candidate], limit: u32) -> Option<Vec<u32>> {
     fn gcd(a: u32, b: u32) -> u32 {
@@ -91,7 +93,8 @@ fn identity_hash(seed: u64, identity: &[u8; 18]) -> u64 {
     })
 }
 
-/// Builds a table of `size` slots (a prime); each holds the index of a candidate. `None` when no candidate has a weight.
+/// Builds a table of `size` slots (a prime); each holds the index of a candidate. `None` when no candidate has a
+/// weight.
 ///
 /// The result depends on the set of candidates, not on their order (the indices do, of course).
 #[cfg(any(test, feature = "std"))]

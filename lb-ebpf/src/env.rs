@@ -73,8 +73,8 @@ fn table_slot(index: u32) -> Option<u32> {
         .map(|pair| unsafe { read_volatile(pair.cast::<u32>().add((index & 1) as usize)) })
 }
 
-/// A way that the verifier believes in. The compiler would leave out an `&` that it can prove to be superfluous, by a comparison of which
-/// the verifier has lost track.
+/// A way that the verifier believes in. The compiler would leave out an `&` that it can prove to be superfluous, by a
+/// comparison of which the verifier has lost track.
 #[inline(always)]
 fn within(mut way: usize) -> usize {
     const _: () = assert!(WAYS == 8);

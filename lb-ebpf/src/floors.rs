@@ -1,9 +1,10 @@
-//! What `cargo xtask bench datapath` measures the packet path against: a wrapper that makes each frame anew, and programs
-//! that do one thing each. Never part of the product.
+//! What `cargo xtask bench datapath` measures the packet path against: a wrapper that makes each frame anew, and
+//! programs that do one thing each. Never part of the product.
 //!
-//! The kernel's test runner hands the same frame to each repeat, as the last one left it. So the wrapper runs first: it
-//! restores length and bytes from a template, writes the next flow's address and ports over them, and calls on to the program
-//! under test. In front of a program that only returns, it is the floor that everything else is compared with.
+//! The kernel's test runner hands the same frame to each repeat, as the last one left it. So the wrapper runs first:
+//! it restores length and bytes from a template, writes the next flow's address and ports over them, and calls on to
+//! the program under test. In front of a program that only returns, it is the floor that everything else is compared
+//! with.
 
 #![no_std]
 #![no_main]

@@ -22,8 +22,8 @@ impl Frame<'_> {
         Some(start as *mut T)
     }
 
-    /// The first byte. Read anew each time: the compiler would conclude from one comparison that another is superfluous, in
-    /// ways that the verifier does not follow.
+    /// The first byte. Read anew each time: the compiler would conclude from one comparison that another is
+    /// superfluous, in ways that the verifier does not follow.
     #[inline(always)]
     fn start(&self) -> usize {
         // SAFETY: the context is this program's.

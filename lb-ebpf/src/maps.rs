@@ -1,7 +1,7 @@
 //! The maps and load-time constants, and nothing else. Their layout is `lb_common::abi`.
 //!
-//! Sizes here are the smallest that make sense; the daemon sets the real ones when it loads the program. The arrays that the
-//! daemon writes or sweeps are memory-mapped by it.
+//! Sizes here are the smallest that make sense; the daemon sets the real ones when it loads the program. The arrays
+//! that the daemon writes or sweeps are memory-mapped by it.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup};
@@ -69,7 +69,8 @@ pub static ROUTE_QUERY: PerCpuArray<bpf_fib_lookup> = PerCpuArray::with_max_entr
 #[map]
 pub static TRACE_STEPS: PerCpuArray<[u32; 3]> = PerCpuArray::with_max_entries(crate::trace::MAX_STEPS + 1, 0);
 
-/// The key of the flows' hash, laid out as `lb_common::hash::HashKey`: read a word at a time, it never lies on the stack.
+/// The key of the flows' hash, laid out as `lb_common::hash::HashKey`: read a word at a time, it never lies on the
+/// stack.
 #[repr(C)]
 pub struct HashKeyGlobals {
     pub words: [Global<u32>; 10],

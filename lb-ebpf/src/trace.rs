@@ -1,6 +1,7 @@
 //! A packet's way in words, through aya-log. Only there while the `TRACE` constant is set.
 //!
-//! The steps are noted as they happen and logged at the end of the way: deep inside it, the stack has no room for a logger.
+//! The steps are noted as they happen and logged at the end of the way: deep inside it, the stack has no room for a
+//! logger.
 
 use aya_log_ebpf::info;
 use lb_common::env::Step;

@@ -1,4 +1,5 @@
-//! Every case of the packet corpus through the loaded program, beside the host: both must do what the case says, and the same.
+//! Every case of the packet corpus through the loaded program, beside the host: both must do what the case says, and
+//! the same.
 
 mod corpus;
 #[path = "corpus/kernel.rs"]

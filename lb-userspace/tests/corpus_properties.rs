@@ -1,4 +1,5 @@
-//! Whatever comes in: no panic; what is not forwarded is left as it was; what is forwarded is rewritten correctly and completely.
+//! Whatever comes in: no panic; what is not forwarded is left as it was; what is forwarded is rewritten correctly and
+//! completely.
 
 #[expect(dead_code, reason = "of the cases, only the packets are used here")]
 mod corpus;

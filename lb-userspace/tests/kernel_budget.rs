@@ -1,9 +1,9 @@
 //! The XDP program stays as small as `lb-ebpf/budget.toml` says.
 //!
-//! The verifier follows each path through the program, so a small change can multiply what it has to look at, long before
-//! it refuses the program. The instructions of the object are compared on every kernel, with room for what compilers do
-//! differently; those that the verifier looked at only on a kernel series for which they were recorded, as each verifies in
-//! its own way.
+//! The verifier follows each path through the program, so a small change can multiply what it has to look at, long
+//! before it refuses the program. The instructions of the object are compared on every kernel, with room for what
+//! compilers do differently; those that the verifier looked at only on a kernel series for which they were recorded,
+//! as each verifies in its own way.
 
 #![expect(clippy::unwrap_used, reason = "a test ends with what goes wrong")]
 

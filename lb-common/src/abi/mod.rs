@@ -69,8 +69,8 @@ pub const GLOBAL_TRACE: &str = "TRACE";
 /// A backend's number has 17 bits in a flow entry.
 pub const MAX_BACKENDS: u32 = 1 << 17;
 
-/// Elements of `PORTS`, a power of two. The interface with index `i` stands at `i % PORTS`; of two that share a place, one is
-/// left to the kernel.
+/// Elements of `PORTS`, a power of two. The interface with index `i` stands at `i % PORTS`; of two that share a
+/// place, one is left to the kernel.
 pub const PORTS: u32 = 1024;
 
 /// Bytes of a name in `LISTENER_NAMES` and `BACKEND_NAMES`, filled up with zeros.

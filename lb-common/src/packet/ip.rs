@@ -266,7 +266,8 @@ impl IpHeader for Ipv6 {
     }
 }
 
-/// What one IPv6 address in the place of another adds to a sum. Not inlined: its many words would take the caller's stack.
+/// What one IPv6 address in the place of another adds to a sum. Not inlined: its many words would take the caller's
+/// stack.
 #[inline(never)]
 fn replaced(old: &[u8; 16], new: &[u8; 16]) -> Sum {
     Sum::ZERO.sub128(old).add128(new)

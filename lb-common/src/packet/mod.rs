@@ -1,8 +1,8 @@
 //! Access to the bytes of a packet, and the headers in them.
 //!
-//! Nothing here returns a reference into a packet: the kernel's verifier forgets what it knew of packet pointers at many
-//! occasions, so every access is checked against the packet's end when it is made. The headers are aligned types although
-//! packets are not: their copies lie on the program's stack, where copying bytes one by one would be slow.
+//! Nothing here returns a reference into a packet: the kernel's verifier forgets what it knew of packet pointers at
+//! many occasions, so every access is checked against the packet's end when it is made. The headers are aligned types
+//! although packets are not: their copies lie on the program's stack, where copying bytes one by one would be slow.
 
 pub mod checksum;
 pub mod eth;

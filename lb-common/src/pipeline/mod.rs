@@ -1,6 +1,7 @@
 //! A packet's way: parse, find its service or backend, choose, rewrite, send.
 //!
-//! Everything is read and decided before the first byte is written, so a packet is either rewritten completely or untouched.
+//! Everything is read and decided before the first byte is written, so a packet is either rewritten completely or
+//! untouched.
 
 mod parse;
 mod select;
@@ -25,7 +26,8 @@ use crate::verdict::{Reason, Verdict};
 /// A TCP or UDP packet being worked on: its headers by value, and where it goes.
 pub(crate) struct Parsed<I> {
     pub ip: I,
-    /// Half the offset of the transport header in the frame. A byte, as the verifier must see a bound when it is read back.
+    /// Half the offset of the transport header in the frame. A byte, as the verifier must see a bound when it is read
+    /// back.
     half_l4: u8,
     /// Bytes of the transport header and what follows, by the IP header.
     pub l4_len: usize,

@@ -10,8 +10,8 @@ use crate::verdict::{Reason, Verdict};
 
 /// A backend, and what sending to it does to the flow table.
 ///
-/// Every field has a value in every case, and `usize` says where: the verifier refuses a program that copies the undefined
-/// half of an enum.
+/// Every field has a value in every case, and `usize` says where: the verifier refuses a program that copies the
+/// undefined half of an enum.
 pub(super) struct Choice<'e, E: Env> {
     pub id: u32,
     pub backend: &'e Backend,
@@ -32,8 +32,8 @@ const ANY_WAY: usize = WAYS;
 /// The flow is not recorded, or its record stays as it is.
 const NO_WAY: usize = WAYS + 1;
 
-/// Chooses for a packet of a client. `flags` is `None` for UDP; `source` is the hash of the client's address alone where the listener
-/// goes by that, else the flow's.
+/// Chooses for a packet of a client. `flags` is `None` for UDP; `source` is the hash of the client's address alone
+/// where the listener goes by that, else the flow's.
 #[inline(always)]
 pub(super) fn choose<'e, E: Env>(
     env: &'e E,
@@ -61,7 +61,8 @@ pub(super) fn choose<'e, E: Env>(
             env.count(Reason::FlowCollision);
             way = NO_WAY;
         } else {
-            // Otherwise its backend was removed, or it begins anew with the same ports: a new flow in the old one's place.
+            // Otherwise its backend was removed, or it begins anew with the same ports: a new flow in the old one's
+            // place.
             way = found;
             let state = continued(old.state(), flags, backend.flags);
             if valid && state == FlowState::Opening && may_move(listener, flags) {
@@ -130,8 +131,8 @@ fn continued(state: FlowState, flags: Option<TcpFlags>, backend: BackendFlags) -
         // A datagram needs no connection: it goes on to a backend that is up.
         None if state == FlowState::Datagram && !backend.has(BackendFlags::DOWN) => state,
         None => FlowState::Free,
-        // A SYN for a living connection is stray or forged, or its client has forgotten it. The backend knows: it asks the
-        // client where it stands (RFC 5961 section 4), and a client that has forgotten answers with a RST.
+        // A SYN for a living connection is stray or forged, or its client has forgotten it. The backend knows: it
+        // asks the client where it stands (RFC 5961 section 4), and a client that has forgotten answers with a RST.
         Some(flags) if flags.opens() => match state {
             FlowState::Opening | FlowState::Answered | FlowState::Established
                 if !backend.has(BackendFlags::DOWN) =>

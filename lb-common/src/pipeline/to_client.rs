@@ -1,11 +1,11 @@
 //! A backend's packet on its way back to the client (`nat`: the source is rewritten to the VIP).
 //!
-//! The way back needs no flow: the backend's address and port tell the VIP. The flow only tells apart what is not a reply
-//! at all, and has its state followed.
+//! The way back needs no flow: the backend's address and port tell the VIP. The flow only tells apart what is not a
+//! reply at all, and has its state followed.
 //!
-//! A reply without a flow answers a host that spoke to the backend's own address: a client's first packet leaves a record
-//! unless its line is full, so where there is room, no record means no client of ours. TCP is judged at the backend's SYN-ACK
-//! and the judgement is recorded: a record that is lost later must not break a connection.
+//! A reply without a flow answers a host that spoke to the backend's own address: a client's first packet leaves a
+//! record unless its line is full, so where there is room, no record means no client of ours. TCP is judged at the
+//! backend's SYN-ACK and the judgement is recorded: a record that is lost later must not break a connection.
 
 use super::transport::{Ports, Transport};
 use super::{Parsed, write};
@@ -142,7 +142,8 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
     Ok(verdict)
 }
 
-/// Whether a backend's refusal is kept from the client, as another backend can take its next attempt. The last one's goes through.
+/// Whether a backend's refusal is kept from the client, as another backend can take its next attempt. The last one's
+/// goes through.
 #[inline(always)]
 fn holds_back(listener: &Listener, word: FlowWord, flags: Option<TcpFlags>) -> bool {
     let refuses = match flags {
@@ -154,7 +155,8 @@ fn holds_back(listener: &Listener, word: FlowWord, flags: Option<TcpFlags>) -> b
         && word.moves() + 1 < listener.current_table().members().min(8)
 }
 
-/// Whether this is a backend's answer to an attempt that was since offered to another one: two answers would confuse the client.
+/// Whether this is a backend's answer to an attempt that was since offered to another one: two answers would confuse
+/// the client.
 #[inline(always)]
 const fn is_late_answer(word: FlowWord, flags: Option<TcpFlags>) -> bool {
     let answers = match flags {

@@ -87,8 +87,8 @@ impl Control {
         Ok(ReloadOutcome { operations: steps as u64 })
     }
 
-    /// Puts the program where the running configuration wants it: a change of mode takes it off before it is known whether
-    /// the driver agrees to the new one.
+    /// Puts the program where the running configuration wants it: a change of mode takes it off before it is known
+    /// whether the driver agrees to the new one.
     pub(super) fn attach_again(&mut self) {
         let present = attach::present(&self.config.interfaces);
         match self.dataplane.maps_mut().attach(&self.pins, &present, self.config.xdp_mode) {

@@ -1,8 +1,8 @@
 //! Passive health: what the packet path itself notices of a backend.
 //!
-//! A backend from which several opening connections had to be moved away within a tick is taken out of the tables before
-//! its next check. It is suspected, not condemned: its established connections are left alone, and the next good check, or some time
-//! where there is no check, gives it another try.
+//! A backend from which several opening connections had to be moved away within a tick is taken out of the tables
+//! before its next check. It is suspected, not condemned: its established connections are left alone, and the next
+//! good check, or some time where there is no check, gives it another try.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -22,8 +22,8 @@ pub struct Passive {
 }
 
 impl Passive {
-    /// Takes in how many connections were moved away from each backend since the maps were made. Says who has become a suspect,
-    /// with the number of connections it lost in this tick.
+    /// Takes in how many connections were moved away from each backend since the maps were made. Says who has become
+    /// a suspect, with the number of connections it lost in this tick.
     ///
     /// A listener's last backend is never suspected: a doubtful server is better than none.
     pub fn observe(&mut self, image: &Image, moved_away: impl Fn(Id) -> u64, now: Instant) -> Vec<(Id, u64)> {

@@ -51,8 +51,8 @@ impl State {
         state
     }
 
-    /// Of servers that are in the maps but were not checked in the way of `config` so far, the health in the maps stands until
-    /// the first result: another check is no reason to take a server out of rotation.
+    /// Of servers that are in the maps but were not checked in the way of `config` so far, the health in the maps
+    /// stands until the first result: another check is no reason to take a server out of rotation.
     pub fn inherit(&mut self, config: &Config, image: &Image) {
         for (target, listen, backend) in targets_with_use(config) {
             if let Some(known) = known(image, listen, backend) {

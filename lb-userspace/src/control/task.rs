@@ -204,8 +204,8 @@ impl Control {
         self.reset_connections();
     }
 
-    /// Takes backends out of the tables that the packet path has found silent, and gives those another try that no check
-    /// will acquit.
+    /// Takes backends out of the tables that the packet path has found silent, and gives those another try that no
+    /// check will acquit.
     fn suspect(&mut self) {
         let now = Instant::now();
         let maps = self.dataplane.maps();

@@ -347,8 +347,8 @@ fn difference(got: &[u8], expected: &[u8]) -> String {
     format!("frame {}\n    expected {}\n    bytes {}", show(got), show(expected), differs.join(", "))
 }
 
-/// A flow in words: `tcp 192.0.2.1:40000 > 203.0.113.10:25 mx1 established`. What is in the flow table must lie where the
-/// hash of its tuple says.
+/// A flow in words: `tcp 192.0.2.1:40000 > 203.0.113.10:25 mx1 established`. What is in the flow table must lie where
+/// the hash of its tuple says.
 fn flow_text((index, word, tuple): &Place, image: &Image, lines: u32) -> String {
     let word = FlowWord(*word);
     let backend = image.backends.get(&word.backend());

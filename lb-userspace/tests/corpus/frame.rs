@@ -1,5 +1,5 @@
-//! Frames in a readable notation (docs/corpus.md). Every checksum is computed from scratch here, never updated: what the product
-//! does incrementally is compared with it.
+//! Frames in a readable notation (docs/corpus.md). Every checksum is computed from scratch here, never updated: what
+//! the product does incrementally is compared with it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -162,7 +162,8 @@ impl Layer {
         Ok(self.number(key)?.unwrap_or(default))
     }
 
-    /// `opt=`: items separated by commas, hexadecimal or `nop`, each perhaps `*N`. Filled up to whole 32-bit words with zeros.
+    /// `opt=`: items separated by commas, hexadecimal or `nop`, each perhaps `*N`. Filled up to whole 32-bit words
+    /// with zeros.
     fn options(&mut self) -> Result<Vec<u8>, String> {
         let Some(text) = self.keys.remove("opt") else { return Ok(Vec::new()) };
         let mut bytes = Vec::new();
@@ -178,8 +179,8 @@ impl Layer {
         Ok(bytes)
     }
 
-    /// A checksum field: `computed` unless `sum=` says otherwise. `+N` is `computed` and N more in one's complement: wrong, and as
-    /// wrong after a correct update.
+    /// A checksum field: `computed` unless `sum=` says otherwise. `+N` is `computed` and N more in one's complement:
+    /// wrong, and as wrong after a correct update.
     fn sum(&mut self, computed: u16) -> Result<u16, String> {
         match self.keys.remove("sum").as_deref() {
             None => Ok(computed),

@@ -63,8 +63,8 @@ impl Drop for Directory {
     }
 }
 
-/// Calls `f` in a namespace that is built like `world`, with the program loaded. The world's interfaces get the kernel's
-/// numbers. Everything is removed afterwards.
+/// Calls `f` in a namespace that is built like `world`, with the program loaded. The world's interfaces get the
+/// kernel's numbers. Everything is removed afterwards.
 pub fn in_namespace<T: Send>(
     world: &mut World,
     f: impl FnOnce(&World, &mut Machine<TestRun>) -> T + Send,
@@ -196,7 +196,8 @@ fn ip(lines: &[String]) {
     assert!(status.success() && matches!(written, Some(Ok(()))), "ip(8) refused one of:\n{text}");
 }
 
-/// Everything in which the kernel and the host did not do the same. Where a redirected frame leaves, its source MAC address tells.
+/// Everything in which the kernel and the host did not do the same. Where a redirected frame leaves, its source MAC
+/// address tells.
 pub fn differences(kernel: &Outcome, host: &Outcome) -> Vec<String> {
     let mut differences = Vec::new();
     if kernel.ran.action != host.ran.action {

@@ -165,7 +165,8 @@ pub fn flows_are_shared_out<E: Engine>(machine: &mut Machine<E>, world: &World) 
     }
 }
 
-/// With the world `shares`: a client stays with its server, whatever its port; and a flow with its own, whatever the scheduler.
+/// With the world `shares`: a client stays with its server, whatever its port; and a flow with its own, whatever the
+/// scheduler.
 pub fn flows_stay<E: Engine>(machine: &mut Machine<E>, world: &World) {
     machine.configure(world, &world.state);
     for listener in listeners(machine, "source") {
@@ -194,8 +195,9 @@ pub fn flows_stay<E: Engine>(machine: &mut Machine<E>, world: &World) {
     }
 }
 
-/// A service with more servers than one: a SYN sent again and again visits each of them before any again; each refusal but the last
-/// one's is held back; late answers of those visited before go nowhere; and the one it is with answers.
+/// A service with more servers than one: a SYN sent again and again visits each of them before any again; each
+/// refusal but the last one's is held back; late answers of those visited before go nowhere; and the one it is with
+/// answers.
 pub fn everyone_is_visited<E: Engine>(machine: &mut Machine<E>, world: &World, service: &str) {
     machine.configure(world, &world.state);
     for listener in listeners(machine, service) {

@@ -1,5 +1,5 @@
-//! A world: a configuration, the state of its backends, and the network around the gateway. The same description answers the
-//! packet code's questions on the host, and is built in a network namespace for the kernel.
+//! A world: a configuration, the state of its backends, and the network around the gateway. The same description
+//! answers the packet code's questions on the host, and is built in a network namespace for the kernel.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Taking a program off an interface now.
 //!
-//! Without its pin a link goes away too, but some time later: the kernel frees the file first. Until then the interface has no room
-//! for a program in another mode, and packets still meet the old one.
+//! Without its pin a link goes away too, but some time later: the kernel frees the file first. Until then the
+//! interface has no room for a program in another mode, and packets still meet the old one.
 
 use std::ffi::CString;
 use std::io;
