@@ -8,6 +8,8 @@
 
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "volatile writes to any address exist as an intrinsic only")]
 #![expect(clippy::needless_pass_by_value, reason = "the macro hands the context over by value")]
 
 mod frame;

@@ -1,5 +1,6 @@
 //! `lb_common::packet::Packet` over an XDP frame: the only place with packet pointers.
 
+use core::intrinsics::unaligned_volatile_store;
 use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
@@ -55,7 +56,7 @@ impl Packet for Frame<'_> {
     #[inline(always)]
     fn write<T: Pod>(&mut self, at: usize, value: &T) -> Option<()> {
         // SAFETY: checked against the end of the packet.
-        self.pointer::<T>(at).map(|p| unsafe { p.write_unaligned(*value) })
+        self.pointer::<T>(at).map(|p| unsafe { write_words(p, value) })
     }
 
     #[inline(always)]
@@ -69,5 +70,29 @@ impl Packet for Frame<'_> {
         let by = len as i32 - self.whole_len() as i32;
         // SAFETY: the context is this program's; no packet pointer outlives the call.
         (unsafe { bpf_xdp_adjust_tail(self.0.ctx, by) } == 0).then_some(())
+    }
+}
+
+/// Writes a header word by word. A plain unaligned write of it becomes a call that copies byte by byte, which costs as
+/// much as a lookup.
+///
+/// # Safety
+/// As for `write_unaligned`.
+#[inline(always)]
+unsafe fn write_words<T: Pod>(to: *mut T, value: &T) {
+    let from: *const T = value;
+    // SAFETY: within `T` on both sides, and `from` is aligned for `T`.
+    unsafe {
+        if align_of::<T>() >= 4 {
+            for i in 0..size_of::<T>() / 4 {
+                unaligned_volatile_store(to.cast::<u32>().add(i), from.cast::<u32>().add(i).read());
+            }
+        } else if align_of::<T>() == 2 {
+            for i in 0..size_of::<T>() / 2 {
+                unaligned_volatile_store(to.cast::<u16>().add(i), from.cast::<u16>().add(i).read());
+            }
+        } else {
+            to.write_unaligned(*value);
+        }
     }
 }

@@ -11,8 +11,6 @@ mod transport;
 
 use core::mem::MaybeUninit;
 
-use bytemuck::Zeroable as _;
-
 use crate::abi::{FlowTuple, Protocol, Side};
 use crate::env::{Env, Reach, Route, Step};
 use crate::packet::Packet;
@@ -33,9 +31,9 @@ pub(crate) struct Parsed<I> {
     pub l4_len: usize,
     pub route: Route,
     /// The TCP header, where it is needed whole.
-    pub tcp: Tcp,
+    pub tcp: MaybeUninit<Tcp>,
     /// What a new flow is recorded with.
-    pub tuple: FlowTuple,
+    pub tuple: MaybeUninit<FlowTuple>,
     pub protocol: Protocol,
 }
 
@@ -46,8 +44,8 @@ impl<I> Parsed<I> {
             half_l4: (l4 / 2) as u8,
             l4_len,
             route: Route::none(Reach::NotForwarded),
-            tcp: Tcp::zeroed(),
-            tuple: FlowTuple::zeroed(),
+            tcp: MaybeUninit::uninit(),
+            tuple: MaybeUninit::uninit(),
             protocol,
         }
     }

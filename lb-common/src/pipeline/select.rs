@@ -1,6 +1,6 @@
 //! Which backend gets a client's packet: the one its flow has, else the scheduler's choice.
 
-use crate::abi::flow::{FlowState, FlowTuple, FlowWord, WAYS};
+use crate::abi::flow::{FlowState, FlowWord, WAYS};
 use crate::abi::{Backend, BackendFlags, Listener, ListenerFlags, SchedulerCode, TableRef};
 use crate::env::{Env, Line, Step};
 use crate::flow;
@@ -31,6 +31,9 @@ pub(super) struct Choice<'e, E: Env> {
 const ANY_WAY: usize = WAYS;
 /// The flow is not recorded, or its record stays as it is.
 const NO_WAY: usize = WAYS + 1;
+
+/// No tuple is to be recorded.
+pub(super) const NO_TUPLE: u32 = u32::MAX;
 
 /// Chooses for a packet of a client. `flags` is `None` for UDP; `source` is the hash of the client's address alone
 /// where the listener goes by that, else the flow's.
@@ -188,18 +191,19 @@ fn usable<E: Env>(env: &E, listener_id: u32, id: u32) -> Result<&Backend, Verdic
 }
 
 impl<E: Env> Choice<'_, E> {
-    /// Brings the flow table up to date, now that the packet is about to leave.
+    /// Brings the flow table up to date, now that the packet is about to leave. Where a flow begins, says at which index of
+    /// `FLOW_TUPLES` its tuple is to be recorded; else [`NO_TUPLE`].
     #[inline(always)]
-    pub fn commit(&self, env: &E, tuple: &FlowTuple) {
+    pub fn commit(&self, env: &E) -> u32 {
         if self.way == NO_WAY {
-            return;
+            return NO_TUPLE;
         }
         let mut way = self.way;
         if way == ANY_WAY {
             let recorded = flow::record(self.line, self.new);
             if recorded.way >= WAYS {
                 env.count(Reason::FlowNotRecorded);
-                return;
+                return NO_TUPLE;
             }
             if recorded.evicted {
                 env.count(Reason::FlowEvicted);
@@ -207,14 +211,14 @@ impl<E: Env> Choice<'_, E> {
             way = recorded.way;
         } else if !self.line.replace(way, self.old, self.new) {
             // Losing the race to the other direction's packet loses a second of idle time at most.
-            return;
+            return NO_TUPLE;
         } else if !self.begins {
             if self.old.backend() != self.id {
                 env.count(Reason::SecondChance);
                 env.count_moved_away(self.old.backend());
             }
-            return;
+            return NO_TUPLE;
         }
-        env.record_tuple(self.line_index * WAYS as u32 + way as u32, tuple);
+        self.line_index * WAYS as u32 + way as u32
     }
 }

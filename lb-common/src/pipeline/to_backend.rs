@@ -50,14 +50,8 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
         hash
     };
     let choice = select::choose(env, listener_id, listener, hash, source, transport.flags)?;
-    parsed.tuple = FlowTuple {
-        client: I::to_mapped(parsed.ip.source()),
-        client_port: ports.source,
-        vip_port: ports.destination,
-        listener: listener_id,
-    };
     if choice.reset {
-        choice.commit(env, &parsed.tuple);
+        choice.commit(env);
         return answer_reset(packet, parsed);
     }
     if parsed.ip.hops() <= 1 {
@@ -81,7 +75,16 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
         Reach::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),
         Reach::Unsupported => return Err(Reason::UnusableRoute.drop()),
     };
-    choice.commit(env, &parsed.tuple);
+    let index = choice.commit(env);
+    if index != select::NO_TUPLE {
+        let tuple = parsed.tuple.write(FlowTuple {
+            client: I::to_mapped(parsed.ip.source()),
+            client_port: ports.source,
+            vip_port: ports.destination,
+            listener: listener_id,
+        });
+        env.record_tuple(index, tuple);
+    }
     env.count_to_backend(choice.id, parsed.ip.packet_len() as u32);
     write(packet, parsed, new_ports, checksum)?;
     Ok(verdict)
@@ -92,14 +95,14 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
 /// The client accepts it because its sequence number is the one it expects next: what it acknowledged.
 #[inline(always)]
 fn answer_reset<I: IpHeader, P: Packet>(packet: &mut P, parsed: &mut Parsed<I>) -> Result<Verdict, Verdict> {
-    parsed.tcp = packet.read(parsed.l4()).ok_or(Reason::MalformedTcp.drop())?;
-    let flags = parsed.tcp.flags;
+    let l4 = parsed.l4();
+    let Parsed { ip, tcp, route, .. } = parsed;
+    let tcp: &mut Tcp = tcp.write(packet.read(l4).ok_or(Reason::MalformedTcp.drop())?);
     // Never a RST for a RST; and without an acknowledgment there is no connection to end.
-    if flags.has(TcpFlags::RST) || !flags.has(TcpFlags::ACK) {
+    if tcp.flags.has(TcpFlags::RST) || !tcp.flags.has(TcpFlags::ACK) {
         return Err(Reason::BackendGone.drop());
     }
-    parsed.ip.answer(Protocol::Tcp, tcp::LEN as u16);
-    let Parsed { ip, tcp, .. } = parsed;
+    ip.answer(Protocol::Tcp, tcp::LEN as u16);
     *tcp = Tcp {
         source: tcp.destination,
         destination: tcp.source,
@@ -120,11 +123,11 @@ fn answer_reset<I: IpHeader, P: Packet>(packet: &mut P, parsed: &mut Parsed<I>) 
         .checksum();
 
     let came: Macs = packet.read(0).ok_or(Reason::TruncatedFrame.drop())?;
-    parsed.route.macs = Macs { destination: came.source, source: came.destination };
+    route.macs = Macs { destination: came.source, source: came.destination };
     packet
-        .write(0, &parsed.route.macs)
-        .and(packet.write(eth::LEN, &parsed.ip))
-        .and(packet.write(eth::LEN + I::LEN, &parsed.tcp))
+        .write(0, &route.macs)
+        .and(packet.write(eth::LEN, ip))
+        .and(packet.write(eth::LEN + I::LEN, tcp))
         .and(packet.truncate(eth::LEN + I::LEN + tcp::LEN))
         .ok_or(Reason::WriteFailed.drop())?;
     Ok(Verdict { ifindex: 0, action: Action::Transmit, reason: Reason::ClientReset })

@@ -121,13 +121,13 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
                     if recorded.evicted {
                         env.count(Reason::FlowEvicted);
                     }
-                    parsed.tuple = FlowTuple {
+                    let tuple = parsed.tuple.write(FlowTuple {
                         client: I::to_mapped(parsed.ip.destination()),
                         client_port: ports.destination,
                         vip_port: listener.port,
                         listener: backend.listener,
-                    };
-                    env.record_tuple(line_index * WAYS as u32 + recorded.way as u32, &parsed.tuple);
+                    });
+                    env.record_tuple(line_index * WAYS as u32 + recorded.way as u32, tuple);
                     return Ok(Reason::ReplyNotOurs.pass());
                 }
             }

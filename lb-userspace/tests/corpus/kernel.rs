@@ -16,12 +16,26 @@ use nix::sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
 use super::corpus::frame::show;
-use super::corpus::machine::{Engine, Machine, Outcome, Ran};
+use super::corpus::machine::{Engine, Host, Machine, Outcome, Ran};
 use super::corpus::world::{CAPACITY, KEY, Refuse, World};
 
 /// The program's test run (BPF_PROG_TEST_RUN).
 #[derive(Debug)]
 pub struct TestRun;
+
+impl Machine<TestRun> {
+    /// What the flow table's clock says.
+    pub fn time(&mut self) -> u16 {
+        self.dataplane.maps_mut().clock().expect("the program tells the time").now
+    }
+}
+
+impl Machine<Host> {
+    /// Sets the flow table's clock, which stands still otherwise.
+    pub fn set_time(&mut self, now: u16) {
+        self.dataplane.maps_mut().now = now;
+    }
+}
 
 impl Engine for TestRun {
     type Maps = Kernel;

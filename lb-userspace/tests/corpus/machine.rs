@@ -99,7 +99,7 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Machine<E: Engine> {
     engine: E,
-    dataplane: Dataplane<E::Maps>,
+    pub dataplane: Dataplane<E::Maps>,
 }
 
 impl<E: Engine> Machine<E> {
