@@ -1,8 +1,6 @@
 //! A packet costs no more than `budget.toml` says: by the floor that is measured beside it, so that it holds on any
 //! machine, and with room for its noise. What this finds is a lookup or a loop too many, not a few nanoseconds.
 
-#![expect(clippy::unwrap_used, reason = "a test ends with what goes wrong")]
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -77,6 +77,24 @@ fn what_is_not_for_a_service_passes_untouched() {
 
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_driver_without_xdp_gets_generic_mode_and_the_log_says_so() {
+    // The loopback device has no native XDP.
+    let config =
+        interfaces().replace("\"int\"", "\"int\", \"lo\"") + &service("web", 80, "tcp", TCP_CHECK, &[1, 2]);
+    let (rig, servers) = Rig::start(&config, |lab, host| HttpServer::start(lab, host, 80).unwrap());
+    for interface in rig.matapa.status().unwrap().interfaces {
+        let expected = if interface.name == "lo" { "generic" } else { "native" };
+        assert_eq!(interface.mode, expected, "{}", interface.name);
+    }
+    let log = rig.matapa.log();
+    assert!(log.contains("the driver of lo cannot run XDP"), "{log}");
+    crate::traffic::check_http(&rig);
+    drop(servers);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
 fn generic_mode_works() {
     let config =
         format!("xdp_mode = \"generic\"\n{}", interfaces()) + &service("web", 80, "tcp", TCP_CHECK, &[1, 2]);

@@ -56,6 +56,8 @@ impl Contents {
         if data.is_dir() {
             contents.tree(&data)?;
         }
+        let budget = workspace.root.join("lb-ebpf/budget.toml");
+        contents.copy(format!("{root}/lb-ebpf/budget.toml"), 0o644, &budget)?;
         contents.text("/init", 0o755, INIT);
         contents.text("/traffic.sh", 0o755, TRAFFIC);
         let settings =
