@@ -124,12 +124,13 @@ fn an_interrupted_lab_removes_itself() {
 #[ignore = "needs root and network namespaces: cargo xtask test"]
 fn the_next_run_removes_what_a_crash_left() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let status = Command::new(std::env::current_exe().unwrap())
+    // Its output would look like that of a test run that broke off, which it is.
+    let output = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "cleanup::a_lab_that_crashes"])
         .env(CRASH, file.path())
-        .status()
+        .output()
         .unwrap();
-    assert!(!status.success());
+    assert!(!output.status.success(), "{output:?}");
     let id = std::fs::read_to_string(file.path()).unwrap();
     assert!(!id.is_empty() && !Lab::leftovers(&id).is_empty(), "the crash left nothing: {id}");
     drop(Lab::new().unwrap());

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use lb_common::abi::flow::{FlowTuple, FlowWord, WAYS};
 use lb_common::abi::net::{Be16, Protocol as Wire};
 use lb_common::abi::{Backend, BackendStats, Endpoint4, Endpoint6, Listener, Side, TableRef};
-use lb_common::env::{Env, Line, Route, Step};
+use lb_common::env::{Env, Line, Reach, Route, Step};
 use lb_common::hash::HashKey;
 use lb_common::packet::ip4::Ipv4;
 use lb_common::packet::ip6::Ipv6;
@@ -239,6 +239,14 @@ impl<'m> Env for &'m Memory {
     }
 
     fn route6(&self, ip: &Ipv6, _protocol: Wire) -> Route {
+        // As bpf_fib_lookup: these are never forwarded, whichever way they stand.
+        let stays = |address: [u8; 16]| {
+            let address = std::net::Ipv6Addr::from(address);
+            address.is_multicast() || address.is_unicast_link_local() || address.is_loopback()
+        };
+        if stays(ip.source) || stays(ip.destination) {
+            return Route::none(Reach::NotForwarded);
+        }
         (self.routes)(ip.destination.into(), ip.payload_len.get().saturating_add(40))
     }
 
