@@ -85,6 +85,24 @@ fn counters_account_for_the_packets() {
 
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
+fn polling_runs_every_check_now() {
+    let check = r#"check = { type = "tcp", interval = "10m", timeout = "500ms" }"#;
+    let (rig, echo) = Rig::echo(&echo_config(check));
+    let checks = || -> Vec<u64> {
+        let status = rig.matapa.status().unwrap();
+        status.services.iter().flat_map(|service| &service.backends).map(|backend| backend.checks).collect()
+    };
+    let before = checks();
+    rig.matapa.cli(&["poll"]).unwrap().expect("matapa poll").unwrap();
+    let after = checks();
+    assert_eq!(before.len(), 4);
+    assert!(before.iter().zip(&after).all(|(before, after)| after > before), "{before:?} {after:?}");
+    drop(echo);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
 fn events_tell_what_happens() {
     let (rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
     let monitor = rig.matapa.monitor().unwrap();
