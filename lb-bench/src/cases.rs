@@ -1,5 +1,8 @@
 //! What is measured.
 
+mod kinds;
+mod modes;
+
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -68,6 +71,10 @@ pub enum World {
     Hundred,
     /// Ten thousand listeners.
     TenThousand,
+    /// Services of every forwarding mode.
+    Modes,
+    /// A service that records hardly any new flow.
+    Flood,
     /// As `Main`, for a million of flows to backends.
     ManyTo,
     /// As `Main`, for a million of flows whose backends answer.
@@ -100,6 +107,8 @@ pub enum Table {
     Kept,
     /// Emptied, so that new flows find room.
     Emptied,
+    /// What made the flows is sent again, for what is soon forgotten.
+    Renewed,
 }
 
 /// How much of the packets something must hold for.
@@ -181,6 +190,8 @@ impl Scale {
         let (listeners, backends, table_slots) = match world {
             World::TenThousand => (10_240, 20_480, 1 << 22),
             World::Main
+            | World::Modes
+            | World::Flood
             | World::Hundred
             | World::ManyTo
             | World::ManyFrom
@@ -202,10 +213,15 @@ impl Scale {
 
 /// The configuration of a world.
 pub fn configuration(world: World) -> String {
+    let limit = if world == World::Flood { 1 } else { 10_000_000 };
     let mut text = String::from("interfaces = [\"client0\", \"server0\"]\n");
     let mut service = |name: &str, listen: &[String], servers: &[IpAddr]| {
         // Writing to a string does not fail.
-        let _ = write!(text, "[services.{name}]\nlisten = {listen:?}\nbackends = {:?}\n", strings(servers));
+        let _ = write!(
+            text,
+            "[services.{name}]\nnew_flow_limit = {limit}\nlisten = {listen:?}\nbackends = {:?}\n",
+            strings(servers)
+        );
     };
     let v4 = |ns: std::ops::RangeInclusive<u16>| ns.map(|n| server4(n).into()).collect::<Vec<IpAddr>>();
     let v6 = |ns: std::ops::RangeInclusive<u16>| ns.map(|n| server6(n).into()).collect::<Vec<IpAddr>>();
@@ -225,6 +241,8 @@ pub fn configuration(world: World) -> String {
         World::Hundred => service("many", &ports(100), &v4(1..=2)),
         World::TenThousand => service("many", &ports(10_000), &v4(1..=2)),
         World::ThousandBackends => service("tcp4", &[format!("{}/tcp", vip4(0, 80))], &v4(1..=1000)),
+        World::Modes => return text + &modes::configuration(),
+        World::Flood => service("tcp4", &[format!("{}/tcp", vip4(0, 80))], &v4(1..=2)),
         World::Fresh | World::Full => {
             service("tcp4", &[format!("{}/tcp", vip4(0, 80))], &v4(1..=2));
             service("udp4", &[format!("{}/udp", vip4(0, 53))], &v4(1..=2));
@@ -290,6 +308,8 @@ pub fn all(scale: Scale) -> Vec<Case> {
     list.begun();
     list.others();
     list.services();
+    list.modes();
+    list.kinds();
     list.cases
 }
 
@@ -429,6 +449,7 @@ impl List {
             ("jiffies", "floor_jiffies"),
             ("ktime", "floor_ktime"),
             ("adjust_tail there and back", "floor_truncate"),
+            ("adjust_head there and back", "floor_prepend"),
             ("parse + hash 8 B", "floor_hash8"),
             ("parse + hash 8 B, a miss and a hit", "floor_hash8_twice"),
         ] {
@@ -542,6 +563,16 @@ impl List {
         let client = KINDS[0].client(self.network());
         let syn = KINDS[0].opening(client, vip4(0, 80))[0];
         let expected = Expected {
+            // What the limit allows is used up in no time.
+            notes: vec![(Reason::FlowSuppressed, NEARLY_ALL), (Reason::SecondChance, STRAY)],
+            recorded: HARDLY_ANY,
+            ..ends(Reason::ToBackend, verdict::REDIRECT)
+        };
+        self.push("SYN flood over the limit, TCP IPv4", Flows::Fresh, World::Flood, syn, expected);
+
+        let client = KINDS[0].client(self.network());
+        let syn = KINDS[0].opening(client, vip4(0, 80))[0];
+        let expected = Expected {
             notes: vec![(Reason::SecondChance, ALL)],
             ..ends(Reason::ToBackend, verdict::REDIRECT)
         };
@@ -563,9 +594,6 @@ impl List {
         let elsewhere = frames::packet(client_v6, (server6(9), 443).into(), ack, Client::Source);
         push("no service, TCP IPv6", elsewhere, pass(Reason::NoService));
         push("ARP", frames::arp(), pass(Reason::NotIp));
-        let icmp = frames::packet(client, vip4(0, 0x0800), Payload::Other(1), Client::None);
-        push("ICMP", icmp, pass(Reason::OtherProtocol));
-        push("fragment", frames::fragment(client, vip4(0, 53)), pass(Reason::Fragment));
         let syn = frames::packet(client, vip4(3, 80), Payload::Tcp(flags::SYN), Client::Source);
         push("no backend", syn, ends(Reason::NoBackend, verdict::DROP));
 

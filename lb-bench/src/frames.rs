@@ -3,7 +3,7 @@
 //! Checksums are not those of real packets: the packet path brings them up to date without looking whether they were
 //! right.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::layout::{FRAME, Setup};
 
@@ -112,10 +112,53 @@ pub fn arp() -> Setup {
     setup
 }
 
-/// The first part of a datagram that was cut in two.
-pub fn fragment(source: SocketAddr, destination: SocketAddr) -> Setup {
+/// The first part of an IPv4 datagram that was cut in two.
+pub fn first_fragment(source: SocketAddr, destination: SocketAddr) -> Setup {
     let mut setup = packet(source, destination, Payload::Udp, Client::Source);
+    // A length that is a multiple of eight, as all parts but the last have.
+    bytes(&mut setup)[IP + 2..IP + 4].copy_from_slice(&(20u16 + 16).to_be_bytes());
     bytes(&mut setup)[IP + 6] = 0x20;
+    setup
+}
+
+/// The second part.
+pub fn last_fragment(source: SocketAddr, destination: SocketAddr) -> Setup {
+    let mut setup = packet(source, destination, Payload::Udp, Client::None);
+    bytes(&mut setup)[IP + 6..IP + 8].copy_from_slice(&2u16.to_be_bytes());
+    setup
+}
+
+/// The same frame with a VLAN tag.
+pub fn tagged(mut setup: Setup, id: u16) -> Setup {
+    const TAG: usize = 4;
+    let frame = bytes(&mut setup);
+    frame.copy_within(12..FRAME - TAG, 12 + TAG);
+    frame[12..14].copy_from_slice(&[0x81, 0x00]);
+    frame[14..16].copy_from_slice(&id.to_be_bytes());
+    for at in [&mut setup.address_at, &mut setup.port_at, &mut setup.service_at] {
+        if *at < Setup::UNUSED {
+            *at += TAG as u32;
+        }
+    }
+    setup.taken = TAG as u32;
+    setup
+}
+
+/// An IPv4 ping.
+pub fn echo(source: Ipv4Addr, destination: Ipv4Addr) -> Setup {
+    let ends = |address: Ipv4Addr, port| (address, port).into();
+    // Type 8, code 0, then the checksum: where ports would be.
+    packet(ends(source, 0x0800), ends(destination, 0x1234), Payload::Other(1), Client::None)
+}
+
+/// An IPv4 host's word that the port is closed to which this UDP packet went.
+pub fn unreachable(from: Ipv4Addr, to: Ipv4Addr, quoted: &Setup) -> Setup {
+    let mut setup = echo(from, to);
+    let frame = bytes(&mut setup);
+    let quoted: &[u8] = bytemuck::cast_slice(&quoted.frame);
+    frame[IP + 2..IP + 4].copy_from_slice(&56u16.to_be_bytes());
+    frame[IP + 20..IP + 28].copy_from_slice(&[3, 3, 0x12, 0x34, 0, 0, 0, 0]);
+    frame[IP + 28..IP + 56].copy_from_slice(&quoted[IP..IP + 28]);
     setup
 }
 
@@ -135,6 +178,8 @@ fn blank() -> Setup {
         service_at: Setup::UNUSED + 6,
         service: 0,
         service_mask: 0,
+        taken: 0,
+        pad: 0,
         lines: 0,
     };
     bytes(&mut setup)[..12].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);

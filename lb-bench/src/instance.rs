@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
+use lb_common::abi::{Be16, VlanKey};
 use lb_common::verdict::Reason;
 use lb_userspace::api::types::AdminState;
 use lb_userspace::config::{self, Backend, Config, Listen, Service};
@@ -17,6 +18,9 @@ use lb_userspace::dataplane::kernel::pins::Pins;
 use lb_userspace::dataplane::plan::plan;
 use lb_userspace::dataplane::{Dataplane, Maps as _};
 use lb_userspace::health::Health;
+use lb_userspace::net::watch::EpochWriter as _;
+
+use crate::network::{Interfaces, VLAN};
 
 /// A loaded program and what its maps hold.
 #[derive(Debug)]
@@ -62,11 +66,13 @@ impl Instance {
     pub fn new(text: &str, geometry: Geometry) -> Result<Self> {
         let config = config::parse(text, Path::new("bench.toml"))?;
         let pins = Pins::open(&pin_directory())?;
-        let loaded = load(&pins, geometry, false);
+        let loaded = load(&pins, geometry, None, false);
         // Maps and programs live on by their descriptors.
         pins.remove_all().context("cannot remove the pins of the bench")?;
         let mut instance = Self { dataplane: Dataplane::over(loaded?.kernel, Image::default()), config };
         instance.fill(None)?;
+        // Routes do not change here: next hops are remembered, as the daemon has it.
+        instance.kernel().route_epoch().set(1);
         Ok(instance)
     }
 
@@ -85,6 +91,18 @@ impl Instance {
         for step in plan(image, &wanted) {
             self.dataplane.apply(&step)?;
         }
+        Ok(())
+    }
+
+    /// Tells the program of its interfaces.
+    ///
+    /// # Errors
+    /// When the kernel refuses something.
+    pub fn connect(&mut self, interfaces: &Interfaces) -> Result<()> {
+        let kernel = self.dataplane.maps_mut();
+        kernel.set_ports(&[interfaces.client, interfaces.server]);
+        let key = VlanKey { device: interfaces.client, outer: Be16::new(VLAN), ..VlanKey::default() };
+        kernel.write_vlans(&BTreeMap::from([(key, interfaces.vlan)]))?;
         Ok(())
     }
 

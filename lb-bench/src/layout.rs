@@ -36,6 +36,9 @@ pub struct Setup {
     pub service_at: u32,
     pub service: u32,
     pub service_mask: u32,
+    /// Bytes that the program under test takes off the front.
+    pub taken: u32,
+    pub pad: u32,
     /// Lines of `FLOOR_LINES`.
     pub lines: u32,
 }

@@ -135,9 +135,9 @@ impl Bench {
         for running in running.iter_mut() {
             let Target::Product(world) = running.case.target else { continue };
             if !self.instances.contains_key(&world) {
-                let instance = Instance::new(&cases::configuration(world), self.scale.geometry(world))
+                let mut instance = Instance::new(&cases::configuration(world), self.scale.geometry(world))
                     .with_context(|| format!("cannot set up the {world:?} configuration"))?;
-                instance.kernel().set_ports(&[self.interfaces.client, self.interfaces.server]);
+                instance.connect(&self.interfaces)?;
                 self.instances.insert(world, instance);
                 if world == World::Full {
                     self.select(running.case.target)?;
@@ -195,6 +195,11 @@ impl Bench {
             instance.forget_flows();
             // At most a quarter full, so that there is room in nearly every line.
             repeat = repeat.min(self.scale.places() / 4 - WARM);
+        }
+        if case.table == Table::Renewed {
+            for setup in &case.before {
+                self.floors.run(setup, ingress, 0, setup.mask + 1)?;
+            }
         }
         let occupied = instance.map(Instance::occupied);
         let warm = warm(case);

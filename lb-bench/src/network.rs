@@ -15,6 +15,9 @@ use nix::unistd::Pid;
 /// How many servers there are, of each family.
 pub const SERVERS: u16 = 1024;
 
+/// The VLAN that some clients are in.
+pub const VLAN: u16 = 5;
+
 /// What packets are told to have come in on.
 #[derive(Clone, Copy, Debug)]
 pub struct Interfaces {
@@ -22,6 +25,8 @@ pub struct Interfaces {
     pub client: u32,
     /// Where the servers are.
     pub server: u32,
+    /// What stands for the clients' VLAN with the number [`VLAN`]. Not one itself: some kernels lack them.
+    pub vlan: u32,
 }
 
 /// The address of a server, from 1.
@@ -58,6 +63,8 @@ pub fn enter() -> Result<Interfaces> {
         "link set lo up\n\
          link add client0 type veth peer name client1\n\
          link add server0 type veth peer name server1\n\
+         link add vlan0 type veth peer name vlan1\n\
+         link set vlan0 up\nlink set vlan1 up\n\
          link set client0 up\nlink set client1 up\nlink set server0 up\nlink set server1 up\n\
          addr add 192.0.2.1/24 dev client0\n\
          addr add 2001:db8:2::1/64 dev client0 nodad\n\
@@ -85,7 +92,7 @@ pub fn enter() -> Result<Interfaces> {
             .with_context(|| format!("cannot set net/{setting}"))?;
     }
     let index = |name: &str| if_nametoindex(name).with_context(|| format!("there is no interface {name}"));
-    Ok(Interfaces { client: index("client0")?, server: index("server0")? })
+    Ok(Interfaces { client: index("client0")?, server: index("server0")?, vlan: index("vlan0")? })
 }
 
 fn ip(lines: &str) -> Result<()> {

@@ -1,13 +1,17 @@
 //! What the packet code asks of its surroundings: the maps, the clock, the routing table, the counters.
 
-use crate::abi::net::{Be16, Protocol};
-use crate::abi::{Backend, FlowTuple, FlowWord, Listener, Side, TableRef};
+use core::cell::Cell;
+
+use crate::abi::{
+    Backend, BackendFlags, ClientHop, Fragment, FragmentKey, Listener, NextHop, Port, SiblingKey, Sticky,
+    StickyKey, TableRef, VlanKey,
+};
+use crate::abi::{FlowTuple, FlowWord, Protocol};
 use crate::flow;
-use crate::hash::Key;
+use crate::hash::{EndpointHash, Key};
 use crate::maglev;
 use crate::packet::eth::Macs;
-use crate::packet::ip4::Ipv4;
-use crate::packet::ip6::Ipv6;
+use crate::pipeline::{Work, reverse, select};
 use crate::verdict::Reason;
 
 /// One line of the flow table, shared with other CPUs.
@@ -17,14 +21,8 @@ pub trait Line: Copy {
     /// Replaces the word at `way` if it is still `old`; says whether it did.
     fn replace(&self, way: usize, old: FlowWord, new: FlowWord) -> bool;
 
-    /// As [`flow::find`]. The program calls it as a function that the verifier checks on its own: explored inside
+    /// As [`flow::victim`]. The program calls it as a function that the verifier checks on its own: explored inside
     /// each of its callers, the ways would multiply their paths.
-    #[inline(always)]
-    fn find(&self, fingerprint: u32) -> usize {
-        flow::find(*self, fingerprint)
-    }
-
-    /// As [`flow::victim`], with the same remark.
     #[inline(always)]
     fn victim(&self, now: u16) -> usize {
         flow::victim(*self, now)
@@ -33,7 +31,7 @@ pub trait Line: Copy {
 
 /// What the kernel's routing table and neighbours say of a destination.
 #[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reach {
     /// By the interface and MAC addresses in the [`Route`].
     Known,
@@ -45,6 +43,7 @@ pub enum Reach {
     /// Larger than the MTU on the way.
     TooBig,
     /// The destination is the gateway itself, or there is no route.
+    #[default]
     NotForwarded,
     /// The routing table forbids it: blackhole, unreachable, prohibit.
     Refused,
@@ -54,10 +53,29 @@ pub enum Reach {
     Unsupported,
 }
 
+impl Reach {
+    /// The one with this discriminant.
+    pub fn from_number(number: u32) -> Option<Self> {
+        const ALL: [Reach; 8] = [
+            Reach::Known,
+            Reach::NeighbourUnknown,
+            Reach::Elsewhere,
+            Reach::TooBig,
+            Reach::NotForwarded,
+            Reach::Refused,
+            Reach::ForwardingDisabled,
+            Reach::Unsupported,
+        ];
+        ALL.get(number as usize).copied()
+    }
+}
+
 /// Where a packet leaves. Not an enum with fields, as the verifier refuses a program that copies undefined ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Route {
     pub reach: Reach,
+    /// Bytes of the largest IP packet, with [`Reach::Known`] and [`Reach::TooBig`].
+    pub mtu: u16,
     /// These mean something with [`Reach::Known`] only.
     pub ifindex: u32,
     pub macs: Macs,
@@ -66,8 +84,27 @@ pub struct Route {
 impl Route {
     /// No way out, for this reason.
     pub const fn none(reach: Reach) -> Self {
-        Self { reach, ifindex: 0, macs: Macs { destination: [0; 6], source: [0; 6] } }
+        Self { reach, mtu: 0, ifindex: 0, macs: Macs { destination: [0; 6], source: [0; 6] } }
     }
+}
+
+/// A question to the routing table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// IPv4 as mapped address.
+    pub source: [u8; 16],
+    pub destination: [u8; 16],
+    /// The interface the packet came in on: a VLAN's own where that is known.
+    pub ingress: u32,
+    /// Bytes of the IP packet.
+    pub len: u16,
+    pub protocol: u8,
+    /// Type of service or traffic class.
+    pub class: u8,
+    /// Flow label and class of an IPv6 packet, in network byte order.
+    pub flow_info: [u8; 4],
+    pub v6: bool,
 }
 
 /// The steps of a packet's way, when tracing is on. Each has up to two numbers beside it.
@@ -88,6 +125,51 @@ pub enum Step {
     Routed,
     /// The end: the [`Reason`] and what the driver is told.
     Done,
+    /// The client had a backend already: its number.
+    Stuck,
+    /// How the packet travels: [`crate::abi::Mode`], and the backend.
+    Mode,
+    /// The client's port is replaced: by which, and the index of the address.
+    Snat,
+    /// The way back was found in the flow table: the backend, and the place of the flow.
+    Reverse,
+    /// An ICMP error: type and code.
+    IcmpError,
+    /// A later fragment of a known datagram: its backend, and 1 if it comes from there.
+    Fragment,
+    /// VLAN tags taken off: how many, and the interface they stand for.
+    Tags,
+}
+
+impl Step {
+    /// All, in the order of their numbers.
+    pub const ALL: &'static [Self] = &[
+        Self::Listener,
+        Self::FromBackend,
+        Self::Flow,
+        Self::NoFlow,
+        Self::Picked,
+        Self::Moved,
+        Self::Routed,
+        Self::Done,
+        Self::Stuck,
+        Self::Mode,
+        Self::Snat,
+        Self::Reverse,
+        Self::IcmpError,
+        Self::Fragment,
+        Self::Tags,
+    ];
+
+    /// As it stands in a map; 0 is none.
+    pub const fn number(self) -> u32 {
+        self as u32 + 1
+    }
+
+    /// The way back from [`Self::number`].
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.get(number.checked_sub(1)? as usize).copied()
+    }
 }
 
 /// The surroundings. Implemented over BPF maps and helpers, and over plain memory.
@@ -95,8 +177,17 @@ pub trait Env {
     type Line: Line;
     type Key: Key;
 
-    fn endpoint4(&self, side: Side, addr: &[u8; 4], port: Be16, protocol: Protocol) -> Option<u32>;
-    fn endpoint6(&self, side: Side, addr: &[u8; 16], port: Be16, protocol: Protocol) -> Option<u32>;
+    /// Nothing is ever written, so that what was freed is still there when it is looked for. Only for those parts that
+    /// would see the difference.
+    const DRY: bool = false;
+
+    /// Where an endpoint may lead: a number that the record it names must confirm; 0 for nowhere.
+    fn find_endpoint(&self, hash: EndpointHash) -> u32;
+    /// As [`crate::abi::Settings::features`].
+    fn features(&self) -> crate::abi::Features;
+    /// As [`crate::abi::Settings::route_epoch`].
+    fn route_epoch(&self) -> u32;
+    fn settings(&self) -> Option<&crate::abi::Settings>;
 
     /// `None` only for a number outside the map.
     fn listener(&self, id: u32) -> Option<&Listener>;
@@ -104,10 +195,43 @@ pub trait Env {
     /// The backend in a slot of `TABLES`.
     fn table_slot(&self, index: u32) -> Option<u32>;
 
-    /// As [`maglev::next`] on a listener's table, with the remark of [`Line::find`].
+    /// As [`maglev::next`] on a listener's table, with the remark of [`Line::victim`].
     #[inline(always)]
     fn next_candidate(&self, table: TableRef, slot: u32, current: u32) -> u32 {
         maglev::next(|i| self.table_slot(table.offset().wrapping_add(i)), table.size(), slot, current)
+    }
+
+    /// As [`select::least_loaded`], with the same remark.
+    #[inline(always)]
+    fn least_loaded(&self, table: TableRef, start: u32) -> u32 {
+        select::least_loaded(self, table, start)
+    }
+
+    /// As [`select::choose`], with the same remark.
+    #[inline(always)]
+    fn choose(&self, work: &mut Work) -> u32
+    where
+        Self: Sized,
+    {
+        select::choose(self, work)
+    }
+
+    /// As [`select::commit`], with the same remark.
+    #[inline(always)]
+    fn commit(&self, work: &mut Work) -> u32
+    where
+        Self: Sized,
+    {
+        select::commit(self, work)
+    }
+
+    /// As [`reverse::record`], with the same remark.
+    #[inline(always)]
+    fn record_reverse(&self, work: &mut Work) -> u32
+    where
+        Self: Sized,
+    {
+        reverse::record(self, work)
     }
 
     fn hash_key(&self) -> &Self::Key;
@@ -115,16 +239,36 @@ pub trait Env {
     fn flow_lines(&self) -> u32;
     fn flow_line(&self, line: u32) -> Option<Self::Line>;
     fn record_tuple(&self, index: u32, tuple: &FlowTuple);
+    fn tuple(&self, index: u32) -> Option<FlowTuple>;
+    /// Adds to a backend's live flows.
+    fn add_live(&self, backend: u32, by: i64);
+    fn live(&self, backend: u32) -> u64;
+    /// Whether this CPU may record another flow of the listener in this tick, of which it may record `limit`.
+    fn admit(&self, listener: u32, limit: u32) -> bool;
+
+    fn sticky(&self, key: &StickyKey) -> Option<Sticky>;
+    fn stick(&self, key: &StickyKey, value: &Sticky);
+    fn sibling(&self, key: &SiblingKey) -> Option<u32>;
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    fn remember_fragment(&self, key: &FragmentKey, value: &Fragment);
+    fn snat_address(&self, index: u32) -> Option<&[u8; 16]>;
 
     /// Coarse time in ticks of about a second.
     fn now(&self) -> u16;
     /// Index of the interface the packet came in on.
     fn ingress(&self) -> u32;
-    /// Whether the interface with this index carries the program.
-    fn is_port(&self, ifindex: u32) -> bool;
-    /// Where a packet with this header goes.
-    fn route4(&self, ip: &Ipv4, protocol: Protocol) -> Route;
-    fn route6(&self, ip: &Ipv6, protocol: Protocol) -> Route;
+    /// The interface of this index, if it carries the program or is a VLAN on one that does.
+    fn port(&self, ifindex: u32) -> Option<&Port>;
+    /// The interface of a VLAN; 0 when it is not this machine's.
+    fn vlan(&self, key: &VlanKey) -> u32;
+    /// Where packets to a backend went a moment ago. This CPU's own.
+    fn backend_hop(&self, id: u32) -> Option<&Cell<NextHop>>;
+    /// Likewise for clients, `index` below [`crate::abi::hop::CLIENT_HOPS`].
+    fn client_hop(&self, index: u32) -> Option<&Cell<ClientHop>>;
+    /// Asks the routing table.
+    fn route(&self, query: &Query) -> Route;
+    /// Hands the frame to the daemon, which runs it again later. False when there is no room.
+    fn hold(&self) -> bool;
 
     /// A number that grows by one at each call for the same listener on the same CPU.
     fn turn(&self, listener: u32) -> u32;
@@ -136,4 +280,52 @@ pub trait Env {
     fn count_moved_away(&self, id: u32);
 
     fn trace(&self, step: Step, first: u32, second: u32);
+
+    /// Replaces a word of the flow table and keeps the counts of live flows. True if it did.
+    #[inline(always)]
+    fn change(&self, line: Self::Line, way: usize, old: FlowWord, new: FlowWord) -> bool {
+        if !line.replace(way, old, new) {
+            return false;
+        }
+        let (was, is) = (old.state().is_live(), new.state().is_live());
+        let moved = old.backend() != new.backend();
+        if was && (!is || moved) {
+            self.add_live(old.backend(), -1);
+        }
+        if is && (!was || moved) {
+            self.add_live(new.backend(), 1);
+        }
+        true
+    }
+
+    /// A backend's record if it is in use and belongs to this listener.
+    #[inline(always)]
+    fn backend_of(&self, listener: u32, id: u32) -> Option<&Backend> {
+        let backend = self.backend(id)?;
+        (id != 0 && backend.flags.has(BackendFlags::VALID) && backend.listener == listener).then_some(backend)
+    }
+}
+
+/// The protocol's number in hashes and endpoints.
+#[inline(always)]
+pub const fn number(protocol: Protocol) -> u8 {
+    protocol.number()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_lead_back_to_what_they_stand_for() {
+        for step in Step::ALL {
+            assert_eq!(Step::from_number(step.number()), Some(*step));
+        }
+        assert_eq!(Step::from_number(0), None);
+        assert_eq!(Step::from_number(Step::ALL.len() as u32 + 1), None);
+        for number in 0..8 {
+            assert_eq!(Reach::from_number(number).map(|reach| reach as u32), Some(number));
+        }
+        assert_eq!(Reach::from_number(8), None);
+    }
 }

@@ -1,19 +1,41 @@
 //! The flow table's rules: finding a flow, making room for one, following its state.
 
 use crate::abi::flow::{FlowState, FlowWord, WAYS};
-use crate::env::Line;
+use crate::env::{Env, Line};
 use crate::packet::tcp::TcpFlags;
 
-/// The way in a line that holds a flow of this fingerprint; [`WAYS`] when none does.
+/// The first way in a line that holds a flow of this fingerprint; [`WAYS`] when none does.
+///
+/// Without a branch: the verifier would follow eight ways out, each through all that comes after.
 #[inline(always)]
 pub fn find<L: Line>(line: L, fingerprint: u32) -> usize {
+    first(|way| u64::from(line.load(way).fingerprint() ^ fingerprint))
+}
+
+/// The number of the first word that is zero; eight when none is. `word` has at most 63 bits.
+#[inline(always)]
+pub fn first(word: impl Fn(usize) -> u64) -> usize {
+    const _: () = assert!(WAYS == 8);
+    let mut zeros = 0;
     for way in 0..WAYS {
-        let word = line.load(way);
-        if word.fingerprint() == fingerprint && !word.is_free() {
-            return way;
-        }
+        // Less one, only zero has the upper bit.
+        zeros |= (word(way).wrapping_sub(1) >> 63) << way;
     }
-    WAYS
+    lowest(zeros)
+}
+
+/// The number of the lowest bit of eight that is set; eight when none is.
+#[inline(always)]
+const fn lowest(bits: u64) -> usize {
+    // A de Bruijn sequence: the three bits from bit 5 on differ for each power of two (Leiserson, Prokop, Randall, "Using
+    // de Bruijn Sequences to Index a 1 in a Computer Word", 1998). The second number has what each stands for, in
+    // half bytes.
+    let bit = bits & bits.wrapping_neg();
+    let which = (bit.wrapping_mul(0x17) >> 5) & 7;
+    let found = (0x5637_4210u64 >> (which * 4)) & 7;
+    // Bit 8 of `bits - 1` is set only for zero, as `bits` has eight.
+    let none = (bits.wrapping_sub(1) >> 8) & 1;
+    (found | none << 3) as usize
 }
 
 /// The way in a line that is free, or whose flow's loss hurts least: closed, the oldest opening one, ...
@@ -51,6 +73,8 @@ const fn rank(state: FlowState) -> u32 {
         FlowState::ClientClosed | FlowState::BackendClosed => 3,
         FlowState::Datagram | FlowState::Direct => 4,
         FlowState::Established => 5,
+        // A reply that finds none cannot be delivered.
+        FlowState::Reverse => 6,
     }
 }
 
@@ -62,6 +86,7 @@ const fn may_evict(state: FlowState) -> u32 {
         FlowState::Datagram => 4,
         FlowState::Established => 5,
         FlowState::Direct => 1,
+        FlowState::Reverse => 4,
         FlowState::Free
         | FlowState::Answered
         | FlowState::ClientClosed
@@ -78,10 +103,10 @@ pub fn takes<L: Line>(line: L, state: FlowState, now: u16) -> bool {
 
 /// Puts a new flow into its line, in the place of the one that hurts least.
 #[inline(always)]
-pub fn record<L: Line>(line: L, new: FlowWord) -> Recorded {
+pub fn record<E: Env + ?Sized>(env: &E, line: E::Line, new: FlowWord) -> Recorded {
     let way = line.victim(new.time());
     let old = line.load(way);
-    if rank(old.state()) > may_evict(new.state()) || !line.replace(way, old, new) {
+    if rank(old.state()) > may_evict(new.state()) || !env.change(line, way, old, new) {
         return Recorded { way: WAYS, evicted: false };
     }
     Recorded { way, evicted: !old.is_free() }
@@ -123,4 +148,24 @@ pub const fn after_backend(state: FlowState, flags: TcpFlags) -> FlowState {
 #[inline(always)]
 pub fn has_room<L: Line>(line: L) -> bool {
     line.load(line.victim(0)).is_free()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_bit_is_found() {
+        assert_eq!(lowest(0), 8);
+        for bits in 1..256u64 {
+            assert_eq!(lowest(bits), bits.trailing_zeros() as usize, "{bits:08b}");
+        }
+    }
+
+    #[test]
+    fn the_first_zero_is_found() {
+        let words = [5, u64::MAX >> 1, 0, 1, 0, 9, 9, 9];
+        assert_eq!(first(|way| words[way]), 2);
+        assert_eq!(first(|_| 1), WAYS);
+    }
 }

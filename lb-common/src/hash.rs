@@ -7,6 +7,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::abi::{Be16, Side};
+
 /// The secret. Two gateways with the same key choose the same backends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -51,10 +53,30 @@ impl FlowHash {
         (((self.0 & 0xffff_ffff) * size as u64) >> 32) as u32
     }
 
-    /// 24 bits.
+    /// 24 bits, never 0: a free place has that.
     #[inline(always)]
     pub const fn fingerprint(self) -> u32 {
-        self.0 as u32 & 0xff_ffff
+        let bits = self.0 as u32 & 0xff_ffff;
+        // One exactly where `bits` is 0, without a branch.
+        bits | bits.wrapping_sub(1) >> 31
+    }
+}
+
+/// The 64-bit hash of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointHash(pub u64);
+
+impl EndpointHash {
+    /// The line of a table of `lines` lines, a power of two of at most 2^24.
+    #[inline(always)]
+    pub const fn line(self, lines: u32) -> u32 {
+        (self.0 >> 40) as u32 & lines.wrapping_sub(1)
+    }
+
+    /// 40 bits.
+    #[inline(always)]
+    pub const fn fingerprint(self) -> u64 {
+        self.0 & 0xff_ffff_ffff
     }
 }
 
@@ -82,20 +104,85 @@ pub const fn ports(client: u16, vip: u16) -> u32 {
     (client as u32) << 16 | vip as u32
 }
 
+/// The hash of an IPv4 endpoint. Port and protocol as they stand in a map.
+#[inline(always)]
+pub fn endpoint4<K: Key>(key: &K, side: Side, addr: &[u8; 4], port: Be16, protocol: u8) -> EndpointHash {
+    endpoint4_word(key, side, word(addr, 0), port, protocol)
+}
+
+/// The same with the address as a number.
+#[inline(always)]
+pub fn endpoint4_word<K: Key>(key: &K, side: Side, addr: u32, port: Be16, protocol: u8) -> EndpointHash {
+    EndpointHash(finish(key, pair(key, 0, addr, endpoint_word(side, port, protocol))).0)
+}
+
+/// The hash of an IPv6 endpoint.
+#[inline(always)]
+pub fn endpoint6<K: Key>(key: &K, side: Side, addr: &[u8; 16], port: Be16, protocol: u8) -> EndpointHash {
+    endpoint6_words(key, side, [long(addr, 0), long(addr, 8)], port, protocol)
+}
+
+/// The same with the address as two numbers.
+#[inline(always)]
+pub fn endpoint6_words<K: Key>(
+    key: &K,
+    side: Side,
+    addr: [u64; 2],
+    port: Be16,
+    protocol: u8,
+) -> EndpointHash {
+    let sum = pair(key, 0, high(addr[0]), low(addr[0]))
+        .wrapping_add(pair(key, 2, high(addr[1]), low(addr[1])))
+        .wrapping_add(pair(key, 4, endpoint_word(side, port, protocol), 0));
+    EndpointHash(finish(key, sum).0)
+}
+
+#[inline(always)]
+const fn endpoint_word(side: Side, port: Be16, protocol: u8) -> u32 {
+    (port.get() as u32) << 16 | (protocol as u32) << 8 | side as u32
+}
+
+#[inline(always)]
+const fn high(long: u64) -> u32 {
+    (long >> 32) as u32
+}
+
+#[inline(always)]
+const fn low(long: u64) -> u32 {
+    long as u32
+}
+
+#[inline(always)]
+const fn long(bytes: &[u8; 16], at: usize) -> u64 {
+    (word(bytes, at) as u64) << 32 | word(bytes, at + 4) as u64
+}
+
 /// The hash of an IPv4 flow.
 #[inline(always)]
 pub fn flow4<K: Key>(key: &K, client: &[u8; 4], vip: &[u8; 4], ports: u32, protocol: u8) -> FlowHash {
-    let sum = pair(key, 0, word(client, 0), word(vip, 0));
+    flow4_words(key, word(client, 0), word(vip, 0), ports, protocol)
+}
+
+/// The same with the addresses as numbers.
+#[inline(always)]
+pub fn flow4_words<K: Key>(key: &K, client: u32, vip: u32, ports: u32, protocol: u8) -> FlowHash {
+    let sum = pair(key, 0, client, vip);
     finish(key, sum.wrapping_add(pair(key, 2, ports, u32::from(protocol))))
 }
 
-/// The hash of an IPv6 flow. Not inlined: its many words would take the caller's stack.
-#[inline(never)]
+/// The hash of an IPv6 flow.
+#[inline(always)]
 pub fn flow6<K: Key>(key: &K, client: &[u8; 16], vip: &[u8; 16], ports: u32, protocol: u8) -> FlowHash {
-    let sum = pair(key, 0, word(client, 0), word(vip, 0))
-        .wrapping_add(pair(key, 2, word(client, 4), word(vip, 4)))
-        .wrapping_add(pair(key, 4, word(client, 8), word(vip, 8)))
-        .wrapping_add(pair(key, 6, word(client, 12), word(vip, 12)))
+    flow6_words(key, [long(client, 0), long(client, 8)], [long(vip, 0), long(vip, 8)], ports, protocol)
+}
+
+/// The same with the addresses as two numbers each.
+#[inline(always)]
+pub fn flow6_words<K: Key>(key: &K, client: [u64; 2], vip: [u64; 2], ports: u32, protocol: u8) -> FlowHash {
+    let sum = pair(key, 0, high(client[0]), high(vip[0]))
+        .wrapping_add(pair(key, 2, low(client[0]), low(vip[0])))
+        .wrapping_add(pair(key, 4, high(client[1]), high(vip[1])))
+        .wrapping_add(pair(key, 6, low(client[1]), low(vip[1])))
         .wrapping_add(pair(key, 8, ports, u32::from(protocol)));
     finish(key, sum)
 }

@@ -11,6 +11,32 @@ pub enum Action {
     Transmit,
     /// Out of another interface.
     Redirect,
+    /// Not the end: the way goes on in the stage whose number is in `ifindex`.
+    Continue,
+}
+
+impl Action {
+    /// The one with this discriminant, if a packet's way can end with it.
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::Pass),
+            1 => Some(Self::Drop),
+            2 => Some(Self::Transmit),
+            3 => Some(Self::Redirect),
+            _ => None,
+        }
+    }
+
+    /// The name in the command line and the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::Transmit => "transmit",
+            Self::Redirect => "redirect",
+            Self::Continue => "continue",
+        }
+    }
 }
 
 /// The end of a packet's way. Eight bytes, so that a function returns it in a register.
@@ -84,14 +110,27 @@ reasons! {
         "A backend's packet was rewritten and left to the kernel, which finds the client's MAC address first, or sends it by an interface without the program.";
     ClientReset = "client_reset", Forward,
         "A client's packet for a backend that is down was answered with a RST, so that the client connects anew.";
+    BackendReset = "backend_reset", Forward,
+        "The packet of a backend that is held to be down was answered with a RST, so that its end of the connection closes too.";
+    EchoAnswered = "echo_answered", Forward, "A ping to a VIP was answered.";
+    ErrorToBackend = "error_to_backend", Forward,
+        "An ICMP error about a backend's packet was sent to the backend, with the addresses that it knows.";
+    ErrorToClient = "error_to_client", Forward,
+        "An ICMP error about a client's packet was sent to the client, with the addresses that it knows.";
+    HopsAnswered = "hops_answered", Forward,
+        "A packet's TTL or hop limit ended here, and its sender was told by ICMP.";
+    TooBigAnswered = "too_big_answered", Forward,
+        "A packet was larger than the way to its backend takes, and its sender was told by ICMP how large it may be.";
 
     NotIp = "not_ip", Pass, "Neither IPv4 nor IPv6, such as ARP or a VLAN tag.";
     NoService = "no_service", Pass, "Not for a service: left to the kernel untouched.";
-    OtherProtocol = "other_protocol", Pass, "Neither TCP nor UDP, such as ICMP.";
-    Fragment = "fragment", Pass, "A fragment of an IP packet.";
-    ExtensionHeader = "extension_header", Pass, "IPv6 with extension headers.";
-    HopsExhausted = "hops_exhausted", Pass, "TTL or hop limit does not allow another hop: the kernel answers.";
-    TooBig = "too_big", Pass, "Larger than the way to its destination takes: the kernel answers.";
+    OtherProtocol = "other_protocol", Pass, "Neither TCP nor UDP, and for no service that takes all protocols.";
+    Fragment = "fragment", Pass, "A fragment of a datagram that is for no service, or of a ping.";
+    ExtensionHeader = "extension_header", Pass, "IPv6 with extension headers that are malformed, unknown or too many.";
+    UnrelatedError = "unrelated_error", Pass, "An ICMP error that quotes no packet of a known flow.";
+    HopsExhausted = "hops_exhausted", Pass,
+        "TTL or hop limit of a backend's packet does not allow another hop: the kernel answers.";
+    TooBig = "too_big", Pass, "A backend's packet is larger than the way to its client takes: the kernel answers.";
     ReplyToGateway = "reply_to_gateway", Pass, "From a backend to the gateway itself, such as the answer to a check.";
     ReplyNotOurs = "reply_not_ours", Pass, "From a backend to a host that connected to the backend's own address.";
     TruncatedFrame = "truncated_frame", Pass, "Too short for an Ethernet header.";
@@ -114,12 +153,22 @@ reasons! {
         "Forwarding is switched off on the interface the packet came in on (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding).";
     UnusableRoute = "unusable_route", Drop, "The route to the backend needs an encapsulation that XDP cannot do.";
     StaleRecord = "stale_record", Drop, "The maps contradicted each other; only seen while they are being repaired.";
+    FragmentHeld = "fragment_held", Drop,
+        "A fragment came before the first one of its datagram: the daemon holds it, and sends it on after that.";
+    SnatExhausted = "snat_exhausted", Drop,
+        "For a service with `snat`, a new flow for which no port of the service's addresses is free.";
+    SnatUnrecorded = "snat_unrecorded", Drop,
+        "For a service with `snat`, a new flow that could not be recorded: its answers would not find their way back.";
+    EncapsulationFailed = "encapsulation_failed", Drop, "There was no room in front of the packet for another header.";
     WriteFailed = "write_failed", Drop, "The packet could not be rewritten although its length allowed it.";
 
     SecondChance = "second_chance", Note,
         "A client repeated its attempt to connect, and it was offered to another backend.";
     FlowEvicted = "flow_evicted", Note, "A new flow took the place of another one in a full line of the flow table.";
     FlowNotRecorded = "flow_not_recorded", Note, "A new flow found its line of the flow table full of better ones.";
+    FlowSuppressed = "flow_suppressed", Note,
+        "A new flow beyond its service's limit was not recorded; the scheduler's table alone decides.";
+    FragmentFollowed = "fragment_followed", Note, "A later fragment went the way of the first one of its datagram.";
     FlowCollision = "flow_collision", Note, "A flow has the fingerprint of another service's flow and was not recorded.";
 }
 

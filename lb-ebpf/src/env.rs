@@ -1,7 +1,8 @@
 //! `lb_common::env::Env` over maps and helpers.
 
 use core::arch::asm;
-use core::intrinsics::{AtomicOrdering, atomic_cxchg};
+use core::cell::Cell;
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::{
@@ -9,19 +10,24 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT,
     BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup,
 };
-use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64};
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64, bpf_xdp_get_buff_len,
+    bpf_xdp_load_bytes,
+};
 use aya_ebpf::programs::XdpContext;
+use lb_common::abi::endpoint::{ENDPOINT_WAYS, EndpointLine, EndpointWord};
 use lb_common::abi::flow::{FlowLine, FlowTuple, FlowWord, WAYS};
-use lb_common::abi::net::{Be16, Protocol};
-use lb_common::abi::{self, Backend, Endpoint4, Endpoint6, Listener, Side, TableRef};
-use lb_common::env::{Env, Line, Reach, Route, Step};
-use lb_common::flow;
-use lb_common::hash::Key;
-use lb_common::maglev;
-use lb_common::packet::eth::Macs;
-use lb_common::packet::ip4::Ipv4;
-use lb_common::packet::ip6::Ipv6;
+use lb_common::abi::memo::HELD_BYTES;
+use lb_common::abi::{
+    self, Backend, ClientHop, Features, Fragment, FragmentKey, Held, Listener, NextHop, Port, Settings,
+    SiblingKey, Sticky, StickyKey, TableRef, VlanKey,
+};
+use lb_common::env::{Env, Line, Query, Reach, Route, Step};
+use lb_common::hash::{EndpointHash, Key};
+use lb_common::packet::eth::{self, Macs};
+use lb_common::pipeline::{Work, reverse, select};
 use lb_common::verdict::Reason;
+use lb_common::{flow, maglev};
 
 use crate::{maps, trace};
 
@@ -29,7 +35,22 @@ use crate::{maps, trace};
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-pub struct Kernel<'c>(pub &'c XdpContext);
+/// The surroundings of a packet with its context, or without one: what is a function of its own to the verifier does
+/// not get it.
+pub struct Kernel<C>(pub C);
+
+/// The packet's context, or none.
+pub trait Context {
+    /// As [`Env::DRY`].
+    const DRY: bool = false;
+
+    /// The interface the packet came in on.
+    fn ingress(&self) -> u32;
+    fn route(&self, query: &Query) -> Route;
+    /// Whether [`Self::hold`] has room for the frame, if nobody else takes it.
+    fn fits(&self) -> bool;
+    fn hold(&self) -> bool;
+}
 
 /// A line of `FLOWS`. Never null: made from a lookup that found it.
 #[derive(Clone, Copy)]
@@ -38,17 +59,8 @@ pub struct KernelLine {
     index: u32,
 }
 
-/// `flow::find` as a global function: verified once, for any line, instead of in each of its callers.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn matapa_find(line: u32, fingerprint: u32) -> u32 {
-    match line_at(line) {
-        Some(line) => flow::find(line, fingerprint) as u32,
-        None => WAYS as u32,
-    }
-}
-
-/// `flow::victim` likewise. `now` has 16 bits.
+/// `flow::victim` as a global function: verified once, for any line, instead of in each of its callers. `now` has 16
+/// bits.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn matapa_victim(line: u32, now: u32) -> u32 {
@@ -65,6 +77,58 @@ pub extern "C" fn matapa_next(offset: u32, size: u32, slot: u32, current: u32) -
     maglev::next(|i| table_slot(offset.wrapping_add(i)), size, slot, current)
 }
 
+/// `select::least_loaded` likewise.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn matapa_least(offset: u32, size: u32, start: u32) -> u32 {
+    select::least_loaded(&Kernel(()), TableRef::new(offset, size, 0), start)
+}
+
+/// `select::choose` likewise, for the packet in `WORK`.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn matapa_choose() -> u32 {
+    work().map_or(0, |work| select::choose(&Kernel(()), work))
+}
+
+/// `select::commit` likewise.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn matapa_commit() -> u32 {
+    work().map_or(select::NO_PLACE, |work| select::commit(&Kernel(()), work))
+}
+
+/// `reverse::record` likewise.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn matapa_record_reverse() -> u32 {
+    work().map_or(reverse::UNRECORDED, |work| reverse::record(&Kernel(()), work))
+}
+
+/// The same where nothing is written.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn matapa_dry_record_reverse() -> u32 {
+    work().map_or(reverse::UNRECORDED, |work| reverse::record(&Kernel(Dry(())), work))
+}
+
+/// A context in which nothing is written.
+pub struct Dry<C>(pub C);
+
+/// The surroundings of a packet, for a stage that only explains.
+#[inline(always)]
+pub const fn dry(ctx: &XdpContext) -> Kernel<Dry<&XdpContext>> {
+    Kernel(Dry(ctx))
+}
+
+/// The packet in hand.
+#[inline(always)]
+pub fn work() -> Option<&'static mut Work> {
+    // SAFETY: this CPU's own value; XDP programs do not interrupt each other on a CPU, and whoever has called this goes
+    // through the pointer again after the call.
+    maps::WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
+
 #[inline(always)]
 fn table_slot(index: u32) -> Option<u32> {
     // SAFETY: a pointer to a map's value stays valid; the read is one instruction.
@@ -77,7 +141,7 @@ fn table_slot(index: u32) -> Option<u32> {
 /// comparison of which the verifier has lost track.
 #[inline(always)]
 fn within(mut way: usize) -> usize {
-    const _: () = assert!(WAYS == 8);
+    const _: () = assert!(WAYS == 8 && ENDPOINT_WAYS == 8);
     // SAFETY: one arithmetic instruction on one register.
     unsafe { asm!("{way} &= 7", way = inout(reg) way, options(pure, nomem, nostack)) };
     way
@@ -86,6 +150,12 @@ fn within(mut way: usize) -> usize {
 #[inline(always)]
 fn line_at(index: u32) -> Option<KernelLine> {
     maps::FLOWS.get_ptr_mut(index).map(|line: *mut FlowLine| KernelLine { words: line.cast(), index })
+}
+
+/// Whether what happens is to leave no trace.
+#[inline(always)]
+fn is_dry() -> bool {
+    maps::TRACE.load() == abi::trace::EXPLAIN
 }
 
 impl Line for KernelLine {
@@ -97,6 +167,9 @@ impl Line for KernelLine {
 
     #[inline(always)]
     fn replace(&self, way: usize, old: FlowWord, new: FlowWord) -> bool {
+        if is_dry() {
+            return true;
+        }
         // SAFETY: as in `load`.
         let (_, done) = unsafe {
             atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
@@ -106,11 +179,6 @@ impl Line for KernelLine {
             )
         };
         done
-    }
-
-    #[inline(always)]
-    fn find(&self, fingerprint: u32) -> usize {
-        matapa_find(self.index, fingerprint) as usize
     }
 
     #[inline(always)]
@@ -131,21 +199,81 @@ impl Key for maps::HashKeyConstant {
     }
 }
 
-impl Kernel<'_> {
+impl Context for () {
+    fn ingress(&self) -> u32 {
+        0
+    }
+
+    fn route(&self, _query: &Query) -> Route {
+        Route::none(Reach::Unsupported)
+    }
+
+    fn fits(&self) -> bool {
+        false
+    }
+
+    fn hold(&self) -> bool {
+        false
+    }
+}
+
+impl<C: Context> Context for Dry<C> {
+    const DRY: bool = true;
+
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        self.0.ingress()
+    }
+
+    #[inline(always)]
+    fn route(&self, query: &Query) -> Route {
+        self.0.route(query)
+    }
+
+    #[inline(always)]
+    fn fits(&self) -> bool {
+        self.0.fits()
+    }
+
+    #[inline(always)]
+    fn hold(&self) -> bool {
+        false
+    }
+}
+
+impl Context for &XdpContext {
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        crate::frame::field::<12>(self) as u32
+    }
+
     /// Asks the kernel's routing table and neighbours (bpf-helpers(7)).
     #[inline(always)]
-    fn lookup(&self, ask: impl FnOnce(&mut bpf_fib_lookup)) -> Route {
+    fn route(&self, query: &Query) -> Route {
         let Some(params) = maps::ROUTE_QUERY.get_ptr_mut(0) else {
             return Route::none(Reach::Unsupported);
         };
         // SAFETY: this CPU's own value; XDP programs do not interrupt each other on a CPU.
         let params = unsafe { &mut *params };
-        params.ifindex = self.ingress();
+        params.ifindex = query.ingress;
         params.sport = 0;
         params.dport = 0;
-        ask(params);
+        params.l4_protocol = query.protocol;
+        params.__bindgen_anon_1.tot_len = query.len;
+        let (source, destination) = (words(&query.source), words(&query.destination));
+        if query.v6 {
+            params.family = AF_INET6;
+            params.__bindgen_anon_2.flowinfo = u32::from_ne_bytes(query.flow_info);
+            params.__bindgen_anon_3.ipv6_src = source;
+            params.__bindgen_anon_4.ipv6_dst = destination;
+        } else {
+            params.family = AF_INET;
+            params.__bindgen_anon_2.tos = query.class;
+            params.__bindgen_anon_3.ipv4_src = source[3];
+            params.__bindgen_anon_4.ipv4_dst = destination[3];
+        }
         // SAFETY: the context is this program's; `params` is as long as said.
-        let found = unsafe { fib_lookup(self.0.ctx.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
+        let found = unsafe { fib_lookup(self.ctx.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
         let reach = match found as u32 {
             BPF_FIB_LKUP_RET_SUCCESS => Reach::Known,
             BPF_FIB_LKUP_RET_NO_NEIGH => Reach::NeighbourUnknown,
@@ -158,27 +286,82 @@ impl Kernel<'_> {
             // Lightweight tunnels, and errors for arguments that are never wrong here.
             _ => Reach::Unsupported,
         };
+        // SAFETY: the helper has written the MTU in the place of the length (Linux 5.12).
+        let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
         let macs = Macs { destination: params.dmac, source: params.smac };
-        Route { reach, ifindex: params.ifindex, macs }
+        Route { reach, mtu, ifindex: params.ifindex, macs }
+    }
+
+    #[inline(always)]
+    fn fits(&self) -> bool {
+        // SAFETY: the context is this program's.
+        (unsafe { bpf_xdp_get_buff_len(self.ctx) }) <= HELD_BYTES as u64
+    }
+
+    #[inline(always)]
+    fn hold(&self) -> bool {
+        // SAFETY: the context is this program's.
+        let mut len = unsafe { bpf_xdp_get_buff_len(self.ctx) };
+        if len > HELD_BYTES as u64 {
+            return false;
+        }
+        // Nothing happens to it, but the compiler does not know: joined to one comparison, the two do not tell Linux 6.1
+        // that there is a least length.
+        // SAFETY: one arithmetic instruction on one register.
+        unsafe { asm!("{len} += 0", len = inout(reg) len, options(pure, nomem, nostack)) };
+        if len < eth::LEN as u64 {
+            return false;
+        }
+        let Some(mut entry) = maps::HELD.reserve::<Held>(0) else { return false };
+        let held = entry.as_mut_ptr();
+        // SAFETY: the entry is as large as its type, and `len` bytes fit into its frame.
+        let copied = unsafe {
+            (&raw mut (*held).ingress).write(self.ingress());
+            (&raw mut (*held).len).write(len as u32);
+            bpf_xdp_load_bytes(self.ctx, 0, (&raw mut (*held).frame).cast(), len as u32)
+        };
+        if copied < 0 {
+            entry.discard(0);
+            return false;
+        }
+        entry.submit(0);
+        true
     }
 }
 
-impl Env for Kernel<'_> {
+impl<C: Context> Env for Kernel<C> {
     type Line = KernelLine;
     type Key = maps::HashKeyConstant;
 
+    const DRY: bool = C::DRY;
+
     #[inline(always)]
-    fn endpoint4(&self, side: Side, addr: &[u8; 4], port: Be16, protocol: Protocol) -> Option<u32> {
-        let key = Endpoint4::new(side, *addr, port, protocol);
-        // SAFETY: the value is four aligned bytes, copied out at once.
-        unsafe { maps::ENDPOINTS4.get(key) }.copied()
+    fn find_endpoint(&self, hash: EndpointHash) -> u32 {
+        let line = hash.line(maps::ENDPOINT_LINES.load());
+        let Some(line) = maps::ENDPOINTS.get_ptr(line) else { return 0 };
+        let words: *const u64 = <*const EndpointLine>::cast(line);
+        // SAFETY: the map's value has as many words; the reads are one instruction each.
+        let word = |way: usize| EndpointWord(unsafe { read_volatile(words.add(way)) });
+        let fingerprint = hash.fingerprint();
+        let way = flow::first(|way| word(way).fingerprint() ^ fingerprint);
+        if way >= ENDPOINT_WAYS { 0 } else { word(within(way)).id() }
     }
 
     #[inline(always)]
-    fn endpoint6(&self, side: Side, addr: &[u8; 16], port: Be16, protocol: Protocol) -> Option<u32> {
-        let key = Endpoint6::new(side, *addr, port, protocol);
+    fn features(&self) -> Features {
+        // SAFETY: a pointer to a map's value; the read is one instruction.
+        maps::SETTINGS.get_ptr(0).map_or(Features(0), |s| unsafe { read_volatile(&raw const (*s).features) })
+    }
+
+    #[inline(always)]
+    fn route_epoch(&self) -> u32 {
         // SAFETY: as above.
-        unsafe { maps::ENDPOINTS6.get(key) }.copied()
+        maps::SETTINGS.get_ptr(0).map_or(0, |s| unsafe { read_volatile(&raw const (*s).route_epoch) })
+    }
+
+    #[inline(always)]
+    fn settings(&self) -> Option<&Settings> {
+        maps::SETTINGS.get(0)
     }
 
     #[inline(always)]
@@ -202,6 +385,26 @@ impl Env for Kernel<'_> {
     }
 
     #[inline(always)]
+    fn least_loaded(&self, table: TableRef, start: u32) -> u32 {
+        matapa_least(table.offset(), table.size(), start)
+    }
+
+    #[inline(always)]
+    fn choose(&self, _work: &mut Work) -> u32 {
+        matapa_choose()
+    }
+
+    #[inline(always)]
+    fn commit(&self, _work: &mut Work) -> u32 {
+        matapa_commit()
+    }
+
+    #[inline(always)]
+    fn record_reverse(&self, _work: &mut Work) -> u32 {
+        if C::DRY { matapa_dry_record_reverse() } else { matapa_record_reverse() }
+    }
+
+    #[inline(always)]
     fn hash_key(&self) -> &maps::HashKeyConstant {
         &maps::HashKeyConstant
     }
@@ -218,10 +421,93 @@ impl Env for Kernel<'_> {
 
     #[inline(always)]
     fn record_tuple(&self, index: u32, tuple: &FlowTuple) {
+        if is_dry() {
+            return;
+        }
         if let Some(place) = maps::FLOW_TUPLES.get_ptr_mut(index) {
             // SAFETY: a pointer to a map's value. Whoever reads it compares its hash with the flow's.
             unsafe { *place = *tuple };
         }
+    }
+
+    #[inline(always)]
+    fn tuple(&self, index: u32) -> Option<FlowTuple> {
+        maps::FLOW_TUPLES.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn add_live(&self, backend: u32, by: i64) {
+        if is_dry() {
+            return;
+        }
+        if let Some(count) = maps::LIVE.get_ptr_mut(backend) {
+            // SAFETY: an aligned word of a map's value.
+            unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(count, by as u64) };
+        }
+    }
+
+    #[inline(always)]
+    fn live(&self, backend: u32) -> u64 {
+        // SAFETY: as above; the read is one instruction.
+        maps::LIVE.get_ptr(backend).map_or(0, |count| unsafe { read_volatile(count) })
+    }
+
+    #[inline(always)]
+    fn admit(&self, listener: u32, limit: u32) -> bool {
+        let Some(place) = maps::FLOOD.get_ptr_mut(listener) else { return true };
+        // SAFETY: this CPU's own value, and XDP programs do not interrupt each other on a CPU.
+        let place = unsafe { &mut *place };
+        let now = u32::from(self.now());
+        if is_dry() {
+            return place[0] != now || place[1] < limit;
+        }
+        if place[0] != now {
+            *place = [now, 0];
+        }
+        if place[1] >= limit {
+            return false;
+        }
+        place[1] += 1;
+        true
+    }
+
+    #[inline(always)]
+    fn sticky(&self, key: &StickyKey) -> Option<Sticky> {
+        // SAFETY: eight bytes, copied out at once.
+        unsafe { maps::STICKY.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn stick(&self, key: &StickyKey, value: &Sticky) {
+        if !is_dry() {
+            // A table without room forgets the oldest; failing that, the client is not remembered.
+            let _ = maps::STICKY.insert(key, value, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn sibling(&self, key: &SiblingKey) -> Option<u32> {
+        // SAFETY: four aligned bytes, copied out at once.
+        unsafe { maps::SIBLINGS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        // SAFETY: copied out at once; a recycled entry would be another datagram's for one packet.
+        unsafe { maps::FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn remember_fragment(&self, key: &FragmentKey, value: &Fragment) {
+        if !is_dry() {
+            // As in `stick`.
+            let _ = maps::FRAGMENTS.insert(key, value, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn snat_address(&self, index: u32) -> Option<&[u8; 16]> {
+        maps::SNAT_ADDRESSES.get(index)
     }
 
     #[inline(always)]
@@ -232,36 +518,40 @@ impl Env for Kernel<'_> {
 
     #[inline(always)]
     fn ingress(&self) -> u32 {
-        self.0.ingress_ifindex() as u32
+        self.0.ingress()
     }
 
     #[inline(always)]
-    fn is_port(&self, ifindex: u32) -> bool {
-        maps::PORTS.get(ifindex % abi::PORTS) == Some(&ifindex)
+    fn port(&self, ifindex: u32) -> Option<&Port> {
+        maps::PORTS.get(ifindex % abi::PORTS).filter(|port| port.ifindex == ifindex)
     }
 
     #[inline(always)]
-    fn route4(&self, ip: &Ipv4, protocol: Protocol) -> Route {
-        self.lookup(|params| {
-            params.family = AF_INET;
-            params.l4_protocol = protocol.number();
-            params.__bindgen_anon_1.tot_len = ip.total_len.get();
-            params.__bindgen_anon_2.tos = ip.tos;
-            params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(ip.source);
-            params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(ip.destination);
-        })
+    fn vlan(&self, key: &VlanKey) -> u32 {
+        // SAFETY: four aligned bytes, copied out at once.
+        unsafe { maps::VLANS.get(key) }.copied().unwrap_or(0)
     }
 
     #[inline(always)]
-    fn route6(&self, ip: &Ipv6, protocol: Protocol) -> Route {
-        self.lookup(|params| {
-            params.family = AF_INET6;
-            params.l4_protocol = protocol.number();
-            params.__bindgen_anon_1.tot_len = ip.payload_len.get().saturating_add(40);
-            params.__bindgen_anon_2.flowinfo = u32::from_ne_bytes(ip.flow_info());
-            params.__bindgen_anon_3.ipv6_src = words(&ip.source);
-            params.__bindgen_anon_4.ipv6_dst = words(&ip.destination);
-        })
+    fn backend_hop(&self, id: u32) -> Option<&Cell<NextHop>> {
+        // SAFETY: this CPU's own value; a cell is what it holds, and nobody else has a reference to it.
+        maps::BACKEND_HOPS.get_ptr_mut(id).map(|hop| unsafe { &*hop.cast::<Cell<NextHop>>() })
+    }
+
+    #[inline(always)]
+    fn client_hop(&self, index: u32) -> Option<&Cell<ClientHop>> {
+        // SAFETY: as above.
+        maps::CLIENT_HOPS.get_ptr_mut(index).map(|hop| unsafe { &*hop.cast::<Cell<ClientHop>>() })
+    }
+
+    #[inline(always)]
+    fn route(&self, query: &Query) -> Route {
+        self.0.route(query)
+    }
+
+    #[inline(always)]
+    fn hold(&self) -> bool {
+        if is_dry() { self.0.fits() } else { self.0.hold() }
     }
 
     #[inline(always)]
@@ -269,8 +559,11 @@ impl Env for Kernel<'_> {
         match maps::TURNS.get_ptr_mut(listener) {
             // SAFETY: this CPU's own value, and XDP programs do not interrupt each other on a CPU.
             Some(turn) => unsafe {
-                *turn = (*turn).wrapping_add(1);
-                *turn
+                let next = (*turn).wrapping_add(1);
+                if !is_dry() {
+                    *turn = next;
+                }
+                next
             },
             None => 0,
         }
@@ -284,6 +577,9 @@ impl Env for Kernel<'_> {
 
     #[inline(always)]
     fn count(&self, reason: Reason) {
+        if is_dry() {
+            return;
+        }
         if let Some(counter) = maps::COUNTERS.get_ptr_mut(reason as u32) {
             // SAFETY: this CPU's own value, and XDP programs do not interrupt each other on a CPU.
             unsafe { *counter += 1 };
@@ -292,6 +588,9 @@ impl Env for Kernel<'_> {
 
     #[inline(always)]
     fn count_to_backend(&self, id: u32, bytes: u32) {
+        if is_dry() {
+            return;
+        }
         if let Some(stats) = maps::BACKEND_STATS.get_ptr_mut(id) {
             // SAFETY: as in `count`.
             unsafe {
@@ -303,6 +602,9 @@ impl Env for Kernel<'_> {
 
     #[inline(always)]
     fn count_from_backend(&self, id: u32, bytes: u32) {
+        if is_dry() {
+            return;
+        }
         if let Some(stats) = maps::BACKEND_STATS.get_ptr_mut(id) {
             // SAFETY: as in `count`.
             unsafe {
@@ -314,6 +616,9 @@ impl Env for Kernel<'_> {
 
     #[inline(always)]
     fn count_moved_away(&self, id: u32) {
+        if is_dry() {
+            return;
+        }
         if let Some(stats) = maps::BACKEND_STATS.get_ptr_mut(id) {
             // SAFETY: as in `count`.
             unsafe { (*stats).moved_away += 1 };
@@ -328,8 +633,9 @@ impl Env for Kernel<'_> {
     }
 }
 
-/// An IPv6 address as the helper takes it: four words in network byte order.
+/// An address in a map's 16 bytes as the helper takes it: words in network byte order.
 #[inline(always)]
 fn words(addr: &[u8; 16]) -> [u32; 4] {
-    bytemuck::must_cast(*addr)
+    let word = |i: usize| u32::from_ne_bytes([addr[i], addr[i + 1], addr[i + 2], addr[i + 3]]);
+    [word(0), word(4), word(8), word(12)]
 }

@@ -8,7 +8,7 @@
 
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![expect(internal_features, reason = "volatile writes to any address exist as an intrinsic only")]
 #![expect(clippy::needless_pass_by_value, reason = "the macro hands the context over by value")]
 
@@ -22,21 +22,27 @@ use core::ptr::read_volatile;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup};
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup as fib_lookup, bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_tail,
+    bpf_fib_lookup as fib_lookup, bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_head,
+    bpf_xdp_adjust_tail,
 };
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::flow::{FlowLine, FlowState, FlowWord, WAYS};
-use lb_common::abi::{Be16, Endpoint4, Endpoint6, Protocol, Side};
+use lb_common::abi::{Be16, Protocol, Side};
 use lb_common::hash::{self, FlowHash, HashKey};
 use lb_common::packet::Packet;
-use lb_common::packet::eth::{self, Ethernet, Macs};
+use lb_common::packet::eth::{self, EtherType, Macs};
 use lb_common::packet::ip4::{self, Ipv4};
 use lb_common::packet::ip6::{self, Ipv6};
 
 use frame::Frame;
 use layout::{FRAME, Run, Setup};
+
+#[path = "../../lb-bench/src/endpoint.rs"]
+mod endpoint;
+
+use endpoint::{Endpoint4, Endpoint6};
 
 #[map]
 static SETUP: Array<Setup> = Array::with_max_entries(1, 0);
@@ -99,10 +105,14 @@ fn next(ctx: &XdpContext) -> Option<()> {
     unsafe { (*run).sequence = sequence + 1 };
     let flow = (sequence as u32).wrapping_mul(setup.stride) & setup.mask;
 
-    let len = (ctx.data_end() - ctx.data()) as i32;
-    if len != FRAME as i32 {
+    // What is longer has had a header put in front of it, and what is shorter its end cut off, or its VLAN tag.
+    let longer = (ctx.data_end() - ctx.data()) as i32 - FRAME as i32;
+    if longer > 0 || longer < 0 && longer == -(setup.taken as i32) {
         // SAFETY: the context is this program's; no packet pointer outlives the call.
-        unsafe { bpf_xdp_adjust_tail(ctx.ctx, FRAME as i32 - len) };
+        unsafe { bpf_xdp_adjust_head(ctx.ctx, longer) };
+    } else if longer < 0 {
+        // SAFETY: likewise.
+        unsafe { bpf_xdp_adjust_tail(ctx.ctx, -longer) };
     }
     let mut frame = Frame(ctx);
     // A word at a time: copied as a whole it would be a call that copies bytes.
@@ -146,8 +156,8 @@ struct Headers {
 #[inline(always)]
 fn parse(ctx: &XdpContext) -> Option<Headers> {
     let frame = Frame(ctx);
-    let ethernet: Ethernet = frame.read(0)?;
-    if ethernet.ether_type != eth::EtherType::IPV4 {
+    let ether_type = EtherType(frame.read(eth::TYPE_AT)?);
+    if ether_type != EtherType::IPV4 {
         return None;
     }
     let ip: Ipv4 = frame.read(eth::LEN)?;
@@ -211,7 +221,7 @@ pub fn fill(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn try_fill(ctx: &XdpContext) -> Option<()> {
     let frame = Frame(ctx);
-    if frame.read::<Ethernet>(0)?.ether_type == eth::EtherType::IPV6 {
+    if frame.read::<Be16>(eth::TYPE_AT).map(EtherType)? == EtherType::IPV6 {
         let key = endpoint6(&frame)?;
         return FLOOR_HASH6.insert(key, 1, 0).ok();
     }
@@ -378,6 +388,16 @@ pub fn floor_redirect(ctx: XdpContext) -> u32 {
 pub fn floor_truncate(ctx: XdpContext) -> u32 {
     // SAFETY: the context is this program's; no packet pointer outlives the call.
     match unsafe { bpf_xdp_adjust_tail(ctx.ctx, 54 - FRAME as i32) } {
+        0 => XDP_TX,
+        _ => failed(),
+    }
+}
+
+/// Puts a header in front of the frame; the wrapper takes it off again.
+#[xdp(frags)]
+pub fn floor_prepend(ctx: XdpContext) -> u32 {
+    // SAFETY: the context is this program's; no packet pointer outlives the call.
+    match unsafe { bpf_xdp_adjust_head(ctx.ctx, -20) } {
         0 => XDP_TX,
         _ => failed(),
     }

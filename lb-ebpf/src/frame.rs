@@ -1,14 +1,33 @@
 //! `lb_common::packet::Packet` over an XDP frame: the only place with packet pointers.
 
+use core::arch::asm;
 use core::intrinsics::unaligned_volatile_store;
-use core::ptr::read_volatile;
 
-use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
+use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
 use bytemuck::Pod;
 use lb_common::packet::Packet;
 
 pub struct Frame<'c>(pub &'c XdpContext);
+
+/// The field of the context (`struct xdp_md`) at this offset.
+///
+/// Written out: the compiler would keep a pointer to the field, which the verifier does not allow to be used.
+#[inline(always)]
+pub fn field<const AT: usize>(ctx: &XdpContext) -> usize {
+    let value: usize;
+    // SAFETY: one load from the context, which is this program's.
+    unsafe {
+        asm!(
+            "{value} = *(u32 *)({ctx} + {at})",
+            value = out(reg) value,
+            ctx = in(reg) ctx.ctx,
+            at = const AT,
+            options(nostack),
+        );
+    }
+    value
+}
 
 impl Frame<'_> {
     /// A pointer to `T` at an offset, if `T` lies within the linear part.
@@ -27,15 +46,13 @@ impl Frame<'_> {
     /// superfluous, in ways that the verifier does not follow.
     #[inline(always)]
     fn start(&self) -> usize {
-        // SAFETY: the context is this program's.
-        unsafe { read_volatile(&raw const (*self.0.ctx).data) as usize }
+        field::<0>(self.0)
     }
 
     /// The byte after the linear part.
     #[inline(always)]
     fn end(&self) -> usize {
-        // SAFETY: the context is this program's.
-        unsafe { read_volatile(&raw const (*self.0.ctx).data_end) as usize }
+        field::<4>(self.0)
     }
 
     /// Bytes of the frame with the parts that are not linear.
@@ -63,6 +80,18 @@ impl Packet for Frame<'_> {
     fn holds(&self, len: usize) -> bool {
         // The helper is asked only about frames that come in parts.
         self.end() - self.start() >= len || self.whole_len() >= len
+    }
+
+    #[inline(always)]
+    fn grow(&mut self, len: usize) -> Option<()> {
+        // SAFETY: the context is this program's; no packet pointer outlives the call.
+        (unsafe { bpf_xdp_adjust_head(self.0.ctx, -(len as i32)) } == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn shrink(&mut self, len: usize) -> Option<()> {
+        // SAFETY: as above.
+        (unsafe { bpf_xdp_adjust_head(self.0.ctx, len as i32) } == 0).then_some(())
     }
 
     #[inline(always)]

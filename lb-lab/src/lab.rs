@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +22,9 @@ const STATE: &str = "/run/matapa-lab";
 const BPF_FS: &str = "/sys/fs/bpf";
 /// In the environment of every program of a lab; the value is the lab's id.
 const MARKER: &str = "MATAPA_LAB";
+
+/// Names how many seconds a network stands on after a panic, to look at what went wrong.
+const HOLD: &str = "MATAPA_LAB_HOLD";
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -59,6 +62,7 @@ impl Lab {
         // Ctrl-C must not leave the lab behind: waits end, and what follows removes it.
         interrupt::install()?;
         interrupt::check()?;
+        hold_on_panic();
         sweep(false)?;
         // Hundreds of connections with both ends in one process.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, 65_536, 65_536);
@@ -180,6 +184,21 @@ impl Drop for Lab {
     }
 }
 
+/// A test that fails waits as long as [`HOLD`] says before its network is removed.
+fn hold_on_panic() {
+    static ONCE: Once = Once::new();
+    let Some(seconds) = std::env::var(HOLD).ok().and_then(|text| text.parse().ok()) else { return };
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            usual(info);
+            let pid = std::process::id();
+            eprintln!("{info}\nThe network stands for {seconds} s, in namespaces {PREFIX}{pid}-*.");
+            std::thread::sleep(Duration::from_secs(seconds));
+        }));
+    });
+}
+
 /// Removes every lab that is not in use: those left standing with `--keep` and those of crashed runs.
 ///
 /// # Errors
@@ -218,7 +237,8 @@ fn remove(id: &str) -> Result<()> {
     });
     let mut failed = None;
     for path in pins(id) {
-        if let Err(error) = fs::remove_dir_all(&path) {
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        if let Err(error) = removed {
             failed = Some(anyhow::Error::new(error).context(format!("cannot remove {}", path.display())));
         }
     }

@@ -6,12 +6,17 @@
 //! - [`control`] owns the running state: it joins configuration, health and the operator's commands into the
 //!   desired content of the maps;
 //! - [`dataplane`] makes the kernel's maps equal to it without a packet seeing a hole;
+//! - [`net`] follows the kernel's routes and interfaces for the packet path;
+//! - [`carp`] shares addresses with other gateways, and [`sync`] tells them of the flows;
 //! - [`api`] serves all of it over a Unix socket, and [`cli`] is that socket's client.
 
 pub mod api;
+pub mod carp;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod dataplane;
 pub mod health;
+pub mod net;
+pub mod sync;

@@ -5,6 +5,8 @@ mod api_fake;
 use std::io::{BufRead as _, BufReader, Write as _};
 
 use api_fake::{Fake, exchange, raw};
+use lb_userspace::api::carp::CarpStatus;
+use lb_userspace::api::sync::SyncStatus;
 use serde_json::Value;
 
 fn json(fake: &Fake, request: &str) -> (u16, Value) {
@@ -141,7 +143,14 @@ fn names_cannot_break_out_of_their_label() {
     let mut status = api_fake::status();
     status.services[0].name = "a\"} 1\nb\\".to_owned();
     let flows = lb_userspace::api::types::Flows { total: 0, capacity: 0, flows: Vec::new() };
-    let text = lb_userspace::api::metrics::render(&status, &api_fake::counters(), &flows).expect("text");
+    let text = lb_userspace::api::metrics::render(
+        &status,
+        &api_fake::counters(),
+        &flows,
+        &CarpStatus::default(),
+        &SyncStatus::default(),
+    )
+    .expect("text");
     assert!(text.contains(r#"matapa_service_up{service="a\"} 1\nb\\"} 1"#), "{text}");
 }
 

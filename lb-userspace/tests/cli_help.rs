@@ -29,6 +29,8 @@ fn help_of_every_command() {
         &["backend", "drain"],
         &["reload"],
         &["detach"],
+        &["explain"],
+        &["trace"],
         &["poll"],
         &["monitor"],
         &["completions"],

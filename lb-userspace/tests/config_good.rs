@@ -1,10 +1,13 @@
 //! Configurations that are accepted: what they mean, and that the examples stay valid.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lb_userspace::config::{self, Check, CheckKind, Config, OnDown, XdpMode};
+use lb_userspace::config::{
+    self, Check, CheckKind, Config, Flows, Forward, Listen, OnDown, Prefix, Protocol, Scheduler, Snat,
+    Tunnel, XdpMode,
+};
 
 fn toml_files(directory: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(directory)
@@ -126,4 +129,74 @@ fn crlf_and_byte_order_mark() {
     let windows = format!("\u{feff}{}", text.replace('\n', "\r\n"));
     let file = Path::new("x.toml");
     assert_eq!(config::parse(&windows, file), config::parse(&text, file));
+}
+
+#[test]
+fn modes() {
+    let config = load(&here("tests/config/good/modes.toml"));
+    let flows = Flows {
+        capacity: 1_000_000,
+        opening: Duration::from_secs(10),
+        closing: Duration::from_secs(60),
+        closed: Duration::from_secs(5),
+        datagram: Duration::from_secs(90),
+    };
+    assert_eq!(config.flows, flows);
+    let tunnel = Tunnel {
+        source4: Prefix { address: Ipv4Addr::new(10, 255, 0, 0).into(), len: 16 },
+        source6: Prefix { address: Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0).into(), len: 64 },
+    };
+    assert_eq!(config.tunnel, tunnel);
+    let [web, news, mail, names] = config.services.as_slice() else { panic!("{config:?}") };
+    let modes = [web, news, mail, names].map(|service| (service.forward, service.second_chance));
+    let expected =
+        [(Forward::Snat, true), (Forward::Dsr, false), (Forward::Ipip, false), (Forward::Gue, false)];
+    assert_eq!(modes, expected);
+    let snat = Snat {
+        addresses: ["198.51.100.1", "198.51.100.2", "2001:db8:64::1"]
+            .map(|text| text.parse().unwrap())
+            .into(),
+        first_port: 2000,
+        last_port: 29999,
+    };
+    assert_eq!(web.snat, Some(snat));
+    assert_eq!((web.scheduler, web.sticky), (Scheduler::LeastConnections, Some(Duration::from_secs(600))));
+    assert_eq!((web.new_flow_limit, names.new_flow_limit), (50_000, 100_000));
+    assert_eq!((mail.gue_port, names.gue_port), (6080, 6081));
+    assert_eq!((&names.snat, names.sticky), (&None, None));
+}
+
+#[test]
+fn defaults() {
+    let config = load(&here("../examples/matapa.toml"));
+    assert_eq!((config.flows, config.tunnel), (Flows::default(), Tunnel::default()));
+    let service = &config.services[0];
+    assert_eq!((service.forward, service.scheduler), (Forward::Nat, Scheduler::Maglev));
+    assert!(service.second_chance);
+
+    let source = "interfaces = ['eth0']\n[services.a]\nlisten = '203.0.113.10:25'\nforward = 'snat'\n\
+                  backends = ['198.51.100.11']\nsnat.addresses = ['198.51.100.1']\n";
+    let config = config::parse(source, Path::new("x.toml")).unwrap();
+    let ports = config.services[0].snat.as_ref().map(|snat| (snat.first_port, snat.last_port));
+    assert_eq!(ports, Some((1024, 32767)));
+}
+
+#[test]
+fn ranges() {
+    let config = load(&here("tests/config/good/ranges.toml"));
+    let address = |text: &str| text.parse::<IpAddr>().unwrap();
+    let listen =
+        |text, port, last_port, protocol| Listen { address: address(text), port, last_port, protocol };
+    let all: Vec<Listen> = config.services.iter().flat_map(|service| service.listen.clone()).collect();
+    let expected = [
+        listen("203.0.113.10", 21, 21, Protocol::Tcp),
+        listen("203.0.113.10", 8000, 8100, Protocol::Tcp),
+        listen("2001:db8:cb::10", 8000, 8100, Protocol::Udp),
+        listen("203.0.113.10", 8101, 8101, Protocol::Tcp),
+        listen("203.0.113.11", 1, 65535, Protocol::Tcp),
+        listen("203.0.113.10", 0, 0, Protocol::Any),
+        listen("2001:db8:cb::10", 0, 0, Protocol::Any),
+        listen("2001:db8:cb::11", 0, 0, Protocol::Any),
+    ];
+    assert_eq!(all, expected);
 }

@@ -5,11 +5,14 @@ use std::path::Path;
 use lb_userspace::config::{self, Config, Diagnostics};
 use proptest::prelude::*;
 
-const GOOD: [&str; 4] = [
+const GOOD: [&str; 7] = [
     include_str!("config/good/smallest.toml"),
     include_str!("config/good/full.toml"),
     include_str!("config/good/udp.toml"),
     include_str!("config/good/dotted.toml"),
+    include_str!("config/good/modes.toml"),
+    include_str!("config/good/ranges.toml"),
+    include_str!("config/good/one_server_two_ways.toml"),
 ];
 
 /// Parses twice, and uses everything the result offers.
@@ -72,6 +75,18 @@ fn fragments() -> impl Strategy<Value = String> {
         "\"10s\"",
         "\"198.51.100.11\"",
         "\"203.0.113.10:25\"",
+        "\"203.0.113.10:8000-8100\"",
+        "\"203.0.113.10/any\"",
+        "forward",
+        "\"snat\"",
+        "\"gue\"",
+        "snat",
+        "addresses",
+        "[flows]",
+        "capacity",
+        "[tunnel]",
+        "source4",
+        "\"172.16.0.0/16\"",
         "[services.mail]",
         "[pools.mx]",
         "[[services]]",
@@ -127,6 +142,24 @@ proptest! {
             lines.insert(index.index(lines.len()), line);
         }
         let _ = exercise(&lines.join("\n"));
+    }
+
+    /// As if each listener were compared with each other one.
+    #[test]
+    fn overlapping_listeners(
+        ports in prop::collection::vec((1..60u16, 0..12u16), 1..8),
+    ) {
+        let ports: Vec<(u16, u16)> = ports.into_iter().map(|(first, more)| (first, first + more)).collect();
+        let listen: Vec<String> =
+            ports.iter().map(|(first, last)| format!("'203.0.113.10:{first}-{last}'")).collect();
+        let source = format!(
+            "interfaces = ['eth0']\n[services.a]\nlisten = [{}]\nbackends = ['198.51.100.11']\n",
+            listen.join(", ")
+        );
+        let overlap = ports.iter().enumerate().any(|(index, (first, last))| {
+            ports[..index].iter().any(|(other_first, other_last)| first <= other_last && other_first <= last)
+        });
+        prop_assert_eq!(exercise(&source).is_err(), overlap);
     }
 }
 

@@ -2,6 +2,8 @@
 //! the same.
 
 mod corpus;
+#[path = "corpus/dump.rs"]
+mod dump;
 #[path = "corpus/kernel.rs"]
 mod kernel;
 #[path = "corpus/many.rs"]
@@ -9,15 +11,18 @@ mod many;
 #[path = "corpus/random.rs"]
 mod random;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use corpus::cases::{self, Chapter};
 use corpus::frame;
 use corpus::machine::{Host, Machine};
+use corpus::show::show;
 use corpus::world::{State, World};
 use kernel::TestRun;
-use lb_common::verdict::{Action, Reason};
+use lb_common::verdict::{Action, Kind, Reason};
+use lb_userspace::dataplane::kernel::explain::Explainer;
+use lb_userspace::net::watch::EpochWriter as _;
 use log::{Log, Metadata, Record};
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -60,13 +65,164 @@ fn every_case_of_the_corpus_holds_in_the_kernel() {
     assert!(failures.is_empty(), "{} of {run} cases fail\n{}", failures.len(), cases::report(&failures));
 }
 
-/// How many random packets the kernel gets.
-const PACKETS: usize = 2000;
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn what_is_explained_is_what_happens_and_changes_nothing() {
+    let mut explained = 0;
+    let mut failures = Vec::new();
+    for Chapter { mut world, cases } in cases::load() {
+        if !wanted(&world.name) {
+            continue;
+        }
+        let possible: Vec<_> = cases.iter().filter(|c| c.host_only.is_none()).collect();
+        explained += possible.len();
+        println!("{}: {} cases", world.name, possible.len());
+        failures.extend(kernel::in_explained_namespace(&mut world, |world, machine, explainer| {
+            let mut failed = Vec::new();
+            let mut ways = BTreeSet::new();
+            for case in possible {
+                let problems = match case.prepare(machine, world) {
+                    Ok(()) => explain_and_run(case.arrives(world), machine, explainer, &mut ways),
+                    Err(problem) => vec![problem],
+                };
+                if !problems.is_empty() {
+                    failed.push((case.label.clone(), problems));
+                }
+            }
+            failed
+        }));
+    }
+    println!("{explained} packets explained");
+    let text = cases::report(&failures);
+    assert!(failures.is_empty(), "{} of {explained} cases fail\n{text}", failures.len());
+}
+
+/// A packet's way by its steps, without their numbers.
+type Way = (Vec<u32>, Reason);
+
+/// Everything in which a packet's fate is not what was said before, and every map that telling it has changed. The maps
+/// are read for the first packet on each way: there is much to read.
+fn explain_and_run(
+    (ingress, frame): (u32, &[u8]),
+    machine: &mut Machine<TestRun>,
+    explainer: &mut Explainer,
+    ways: &mut BTreeSet<Way>,
+) -> Vec<String> {
+    let kernel = machine.dataplane.maps();
+    let mut explain = || explainer.explain(kernel, frame, ingress).unwrap_or_else(|e| panic!("{e:#}"));
+    let told = explain();
+    let mut problems = Vec::new();
+    if ways.insert((told.steps.iter().map(|(step, ..)| step.number()).collect(), told.reason)) {
+        let before = dump::dump(kernel);
+        explain();
+        let changed = dump::changed(&before, &dump::dump(kernel));
+        problems.extend(changed.into_iter().map(|name| format!("to explain it has changed {name}")));
+    }
+    let outcome = machine.run(ingress, frame);
+    let end = outcome.counters.keys().find(|reason| reason.kind() != Kind::Note);
+    if (Some(&told.reason), told.action) != (end, outcome.ran.action) {
+        problems.push(format!(
+            "explained as {:?} for {:?}, and was {:?} for {end:?}; steps {:?}",
+            told.action, told.reason, outcome.ran.action, told.steps
+        ));
+    }
+    if told.frame != outcome.ran.frame {
+        problems.push(format!("explained {}\n    real {}", show(&told.frame), show(&outcome.ran.frame)));
+    }
+    problems
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn every_case_of_the_corpus_holds_while_packets_are_traced() {
+    for all in [true, false] {
+        let mut run = 0;
+        let mut failures = Vec::new();
+        for Chapter { mut world, cases } in cases::load() {
+            if !wanted(&world.name) {
+                continue;
+            }
+            let possible: Vec<_> = cases.iter().filter(|c| c.host_only.is_none()).collect();
+            run += possible.len();
+            failures.extend(kernel::in_tracing_namespace(&mut world, all, |world, machine| {
+                let mut failed = Vec::new();
+                for case in possible {
+                    let problems = match case.run(machine, world) {
+                        Ok(ran) => case.problems(&ran, world, machine.image()),
+                        Err(problem) => vec![problem],
+                    };
+                    if !problems.is_empty() {
+                        failed.push((case.label.clone(), problems));
+                    }
+                }
+                failed
+            }));
+        }
+        let text = cases::report(&failures);
+        assert!(failures.is_empty(), "traced {all}: {} of {run} cases fail\n{text}", failures.len());
+    }
+}
+
+/// How many random packets are explained in each world.
+const EXPLAINED: usize = 1500;
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn random_packets_fare_as_was_explained() {
+    for name in ["gateway", "chances", "schedulers", "modes", "ranges", "vlans"]
+        .into_iter()
+        .filter(|name| wanted(name))
+    {
+        let failures = kernel::in_explained_namespace(&mut World::load(name), |world, machine, explainer| {
+            machine.configure(world, &world.state);
+            // What is explained goes by the routing table alone; a packet with a source that is none would go by what is
+            // remembered of others.
+            machine.dataplane.maps().route_epoch().set(0);
+            let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+            let config = Config { failure_persistence: None, ..Config::default() };
+            let mut runner = TestRunner::new_with_rng(config, rng);
+            let packets = random::packet(world);
+            let mut ways = BTreeSet::new();
+            let mut failures = Vec::new();
+            for _ in 0..EXPLAINED {
+                let packet = packets.new_tree(&mut runner).expect("packets can be made").current();
+                let arrives = (world.interfaces[packet.interface].index, &packet.frame[..]);
+                let problems = explain_and_run(arrives, machine, explainer, &mut ways);
+                if !problems.is_empty() {
+                    failures.push((show(&packet.frame), problems));
+                }
+            }
+            println!("{name}: {} ways", ways.len());
+            failures
+        });
+        let text = cases::report(&failures);
+        assert!(failures.is_empty(), "{name}: {} of {EXPLAINED} packets differ\n{text}", failures.len());
+    }
+}
+
+/// How many random packets the kernel gets in each world.
+const PACKETS: usize = 5000;
+
+/// Where loading the program takes long, `MATAPA_ONLY_WORLD` names the one world that more than the plain corpus is run in.
+fn wanted(world: &str) -> bool {
+    std::env::var("MATAPA_ONLY_WORLD").map_or(true, |only| only == world)
+}
 
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
 fn random_packets_fare_alike_in_the_kernel_and_on_the_host() {
-    for (name, lossy) in [("gateway", false), ("gateway", true), ("chances", false), ("schedulers", false)] {
+    for (name, lossy) in [
+        ("gateway", false),
+        ("gateway", true),
+        ("chances", false),
+        ("schedulers", false),
+        ("modes", false),
+        ("ranges", false),
+        ("vlans", false),
+    ] {
+        if !wanted(name) {
+            continue;
+        }
         let failures = kernel::in_namespace(&mut World::load(name), |world, in_kernel| {
             let mut on_host = Machine::host(world);
             if lossy {
@@ -80,8 +236,9 @@ fn random_packets_fare_alike_in_the_kernel_and_on_the_host() {
         });
         assert!(
             failures.is_empty(),
-            "{name}: {} of {PACKETS} packets differ\n{}",
+            "{name}: {} of {} packets differ\n{}",
             failures.len(),
+            PACKETS,
             cases::report(&failures)
         );
     }
@@ -97,21 +254,24 @@ fn compare(
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let config = Config { failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, rng);
-    let packets = random::packet(world);
+    let strategy = random::packet(world);
     let mut failures = Vec::new();
     let mut seen = BTreeMap::<Reason, u64>::new();
+    let mut held = in_kernel.dataplane.maps_mut().take_held().expect("nobody else reads it");
     for _ in 0..PACKETS {
-        let packet = packets.new_tree(&mut runner).expect("packets can be made").current();
+        let packet = strategy.new_tree(&mut runner).expect("packets can be made").current();
         let ingress = world.interfaces[packet.interface].index;
         // Which flow of a full line gives way depends on their ages, and the kernel's clock does not wait.
         on_host.set_time(in_kernel.time());
         let outcome = in_kernel.run(ingress, &packet.frame);
+        // As the daemon would: the ring has room for a hundred.
+        while held.next().is_some() {}
         for (reason, count) in &outcome.counters {
             *seen.entry(*reason).or_default() += count;
         }
         let differences = kernel::differences(&outcome, &on_host.run(ingress, &packet.frame));
         if !differences.is_empty() {
-            failures.push((frame::show(&packet.frame), differences));
+            failures.push((show(&packet.frame), differences));
             // After one, the flow tables may differ for good.
             if failures.len() == 5 {
                 break;
@@ -123,6 +283,14 @@ fn compare(
     let expected: &[Reason] = match world.name.as_str() {
         "chances" => &[Reason::SecondChance, Reason::RefusalHeld, Reason::LateAnswer],
         "schedulers" => &[Reason::SecondChance],
+        "modes" => &[
+            Reason::ToBackend,
+            Reason::ToClient,
+            Reason::SnatExhausted,
+            Reason::ErrorToBackend,
+            Reason::FragmentFollowed,
+        ],
+        "ranges" => &[Reason::ToBackend, Reason::ToClient, Reason::ErrorToClient],
         _ => &[Reason::ToBackend],
     };
     if failures.is_empty() {
@@ -180,11 +348,15 @@ fn the_trace_tells_a_packets_way_in_words() {
         let name = "chances";
         kernel::in_traced_namespace(&mut World::load(name), traced, |world, machine, mut logger| {
             assert_eq!(logger.is_some(), traced);
+            // Each packet asks for its way.
+            machine.dataplane.maps().route_epoch().set(0);
             let mut states = world.state.clone();
             let mut put = |machine: &mut Machine<TestRun>, name: &str, state| {
                 states.insert(name.into(), state);
                 machine.configure(world, &states);
             };
+            // Remembered next hops would spare some questions, depending on the time.
+            machine.dataplane.maps_mut().route_epoch().set(0);
             put(machine, "a2", State::Disabled);
             let id = |machine: &Machine<TestRun>, name: &str| {
                 machine.image().backends.iter().find(|(_, b)| b.name == name).map_or(0, |(id, _)| *id)
@@ -218,6 +390,7 @@ fn the_trace_tells_a_packets_way_in_words() {
                 format!("for listener {listener}"),
                 "unknown flow".into(),
                 slot.clone(),
+                format!("mode 0 to backend {a1}"),
                 format!("route 0 by interface {int}"),
                 done(Action::Redirect, Reason::ToBackend),
             ];
@@ -229,6 +402,7 @@ fn the_trace_tells_a_packets_way_in_words() {
                 format!("for listener {listener}"),
                 format!("known flow to backend {a1} in state 1"),
                 format!("backend {a1} was silent, backend {a2} is next"),
+                format!("mode 0 to backend {a2}"),
                 format!("route 0 by interface {int}"),
                 done(Action::Redirect, Reason::ToBackend),
             ];

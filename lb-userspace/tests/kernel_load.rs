@@ -22,7 +22,7 @@ fn the_verifier_accepts_the_program_and_the_clock_runs() {
     let dir = Removed(format!("/sys/fs/bpf/matapa-test-{}", std::process::id()).into());
     let pins = Pins::open(&dir.0).unwrap();
     let capacity = Capacity { listeners: 64, backends: 256, table_slots: 1 << 18 };
-    let mut loaded = load(&pins, Geometry { capacity, flow_lines: 1024 }, false)
+    let mut loaded = load(&pins, Geometry { capacity, flow_lines: 1024 }, None, false)
         .unwrap_or_else(|e| panic!("{e:#}\n{e:?}"));
     assert!(!loaded.adopted);
     let _ = (Side::Vip, Be16::new(1));

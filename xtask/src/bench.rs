@@ -18,6 +18,19 @@ pub const FLOORS_VARIABLE: &str = "MATAPA_FLOORS_OBJECT";
 pub enum Bench {
     /// Nanoseconds per packet in the XDP program, as root
     Datapath(Options),
+    /// Flows per second and lag of flow synchronisation, over loopback
+    Sync(SyncOptions),
+}
+
+/// Where to.
+#[derive(clap::Args, Debug)]
+pub struct SyncOptions {
+    /// Also write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Less of everything, for a first look
+    #[arg(long)]
+    quick: bool,
 }
 
 /// How long, and where to.
@@ -42,7 +55,10 @@ pub struct Options {
 
 /// `cargo xtask bench`.
 pub fn command(workspace: &Workspace, bench: &Bench) -> Result<bool> {
-    let Bench::Datapath(options) = bench;
+    let options = match bench {
+        Bench::Datapath(options) => options,
+        Bench::Sync(options) => return sync(workspace, options),
+    };
     if !nix::unistd::geteuid().is_root() {
         bail!("loading programs into the kernel needs root: run `cargo xtask bench` as root");
     }
@@ -74,6 +90,18 @@ pub fn command(workspace: &Workspace, bench: &Bench) -> Result<bool> {
     }
     if let Some(only) = &options.only {
         command.arg("--only").arg(only);
+    }
+    Ok(command.status().context("cannot run cargo")?.success())
+}
+
+fn sync(workspace: &Workspace, options: &SyncOptions) -> Result<bool> {
+    let mut command = host_cargo(workspace);
+    command.args(["run", "--quiet", "--release", "--package", "lb-bench", "--bin", "lb-bench-sync", "--"]);
+    if let Some(path) = &options.json {
+        command.arg("--json").arg(std::path::absolute(path).context("cannot use the name of the JSON file")?);
+    }
+    if options.quick {
+        command.arg("--quick");
     }
     Ok(command.status().context("cannot run cargo")?.success())
 }

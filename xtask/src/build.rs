@@ -24,9 +24,6 @@ pub struct Options {
     /// Build the binary for debugging; the XDP program is always optimised
     #[arg(long)]
     debug: bool,
-    /// Embed an XDP program that logs each packet's way
-    #[arg(long)]
-    trace: bool,
 }
 
 /// `cargo xtask build`.
@@ -37,8 +34,7 @@ pub fn command(workspace: &Workspace, options: &Options) -> Result<bool> {
 /// Build both and return the binary's path.
 pub fn everything(workspace: &Workspace, options: &Options) -> Result<PathBuf> {
     let bpf = setup::bpf(workspace, Install::Yes)?;
-    let variant = if options.trace { Variant::Trace } else { Variant::Plain };
-    ebpf::build(workspace, &bpf, variant)?;
+    ebpf::build(workspace, &bpf, Variant::Plain)?;
     binary(workspace, options)
 }
 
@@ -50,9 +46,6 @@ pub fn binary(workspace: &Workspace, options: &Options) -> Result<PathBuf> {
     command.args(["--message-format", "json-render-diagnostics"]);
     if !options.debug {
         command.arg("--release");
-    }
-    if options.trace {
-        command.env("MATAPA_BPF_OBJECT", Variant::Trace.object(workspace));
     }
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
     let output = child.stdout.take().context("cargo's output is not piped")?;

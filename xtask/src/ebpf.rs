@@ -24,8 +24,6 @@ const FLAG_SEPARATOR: &str = "\x1f";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
     Plain,
-    /// Logs each packet's way through the program.
-    Trace,
     /// Not the product: what `cargo xtask bench` measures it against.
     Floors,
 }
@@ -34,7 +32,6 @@ impl Variant {
     pub fn object(self, workspace: &Workspace) -> PathBuf {
         workspace.objects().join(match self {
             Self::Plain => "matapa-xdp.o",
-            Self::Trace => "matapa-xdp-trace.o",
             Self::Floors => "matapa-floors.o",
         })
     }
@@ -42,7 +39,7 @@ impl Variant {
     /// As cargo calls the program.
     const fn binary(self) -> &'static str {
         match self {
-            Self::Plain | Self::Trace => "matapa-xdp",
+            Self::Plain => "matapa-xdp",
             Self::Floors => "matapa-floors",
         }
     }
@@ -53,9 +50,6 @@ pub fn build(workspace: &Workspace, bpf: &Bpf, variant: Variant) -> Result<PathB
     let start = Instant::now();
     let mut command = cargo(workspace, bpf, &bpf.toolchain.cargo);
     command.arg("build").args(arguments(workspace)).args(["--bin", variant.binary()]);
-    if variant == Variant::Trace {
-        command.args(["--features", "trace"]);
-    }
     let status = command.status().context("cannot run the BPF toolchain's cargo")?;
     if !status.success() {
         bail!("the XDP program does not build (see above)");

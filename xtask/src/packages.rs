@@ -37,7 +37,7 @@ const fn need(program: &'static str, [debian, fedora, arch, alpine]: [&'static s
 }
 
 /// Everything the test networks run.
-pub const LAB: [Need; 12] = [
+pub const LAB: [Need; 15] = [
     need("ip", ["iproute2", "iproute", "iproute2", "iproute2"], How::Install),
     need("nsenter", ["util-linux", "util-linux", "util-linux", "util-linux"], How::Install),
     need("ethtool", ["ethtool", "ethtool", "ethtool", "ethtool"], How::Install),
@@ -46,7 +46,10 @@ pub const LAB: [Need; 12] = [
     need("curl", ["curl", "curl", "curl", "curl"], How::Install),
     need("dnsmasq", ["dnsmasq-base", "dnsmasq", "dnsmasq", "dnsmasq"], How::Install),
     need("dig", ["bind9-dnsutils", "bind-utils", "bind", "bind-tools"], How::Install),
+    need("ping", ["iputils-ping", "iputils", "iputils", "iputils-ping"], How::Install),
+    need("traceroute", ["traceroute", "traceroute", "traceroute", "traceroute"], How::Install),
     need("sysctl", ["procps", "procps-ng", "procps-ng", "procps"], How::Install),
+    need("ucarp", ["ucarp", "ucarp", "ucarp", "ucarp"], How::Install),
     need("modprobe", ["kmod", "kmod", "kmod", "kmod"], How::Install),
     need("nginx", ["nginx", "nginx", "nginx", "nginx"], How::Unpack),
     need("smtp-sink", ["postfix", "postfix", "postfix", "postfix"], How::Unpack),

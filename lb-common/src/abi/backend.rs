@@ -16,7 +16,16 @@ impl BackendFlags {
     pub const DOWN: Self = Self(2);
     /// With [`Self::DOWN`]: its TCP connections are answered with a RST.
     pub const RESET: Self = Self(4);
+    /// A reply does not tell the client and the VIP by itself: each flow has a second entry in the flow table for its
+    /// way back. With `snat`; where the server's address and port belong to several listeners; and where a range of
+    /// ports is mapped to one port.
+    pub const REVERSE: Self = Self(8);
+    /// It takes new flows.
+    pub const IN_TABLE: Self = Self(16);
+    /// The address is IPv6; the VIP need not be with `ipip` and `gue`.
+    pub const V6: Self = Self(32);
 
+    #[inline(always)]
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
@@ -27,12 +36,43 @@ impl BackendFlags {
     }
 }
 
+/// How a packet travels to its backend, as it stands in the map.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Mode(pub u8);
+
+impl Mode {
+    /// Destination rewritten, and the source of the reply.
+    pub const NAT: Self = Self(0);
+    /// As `NAT`, and the source replaced by an address and port of the gateway.
+    pub const SNAT: Self = Self(1);
+    /// Only the MAC address changes.
+    pub const DSR: Self = Self(2);
+    /// IP in IP.
+    pub const IPIP: Self = Self(3);
+    /// IP in UDP (Generic UDP Encapsulation, variant 1).
+    pub const GUE: Self = Self(4);
+
+    /// The name that configuration, command line and API use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NAT => "nat",
+            Self::SNAT => "snat",
+            Self::DSR => "dsr",
+            Self::IPIP => "ipip",
+            Self::GUE => "gue",
+            _ => "unknown",
+        }
+    }
+}
+
 /// A server behind one listener. The same server behind two listeners has two records.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Backend {
     /// IPv4 as mapped address.
     pub addr: [u8; 16],
+    /// 0: the packet's own port is kept.
     pub port: Be16,
     pub flags: BackendFlags,
     /// What the daemon last knew, for the next daemon: 0 unknown, 1 up, 2 down. Not read by the program.
@@ -41,10 +81,18 @@ pub struct Backend {
     pub listener: u32,
     /// What the operator wants: 0 enabled, 1 draining, 2 disabled. Not read by the program.
     pub admin: u8,
-    pub pad: u8,
-    /// Share of new flows. Not read by the program, which sees it in the table.
+    pub mode: Mode,
+    /// Share of new flows. Read by the program for least connections only; otherwise the table says it.
     pub weight: u16,
-    pub reserved: [u32; 9],
+    /// The next backend whose origin is found under [`super::endpoint::ANY_PORT`] at this address and protocol; 0 after
+    /// the last.
+    pub next: u32,
+    /// Number of the server within its service, the same behind each of the service's listeners.
+    pub server: u32,
+    /// For `gue`: the UDP port that the backend listens on.
+    pub outer_port: Be16,
+    pub pad: u16,
+    pub reserved: [u32; 6],
 }
 
 const _: () = assert!(size_of::<Backend>() == 64);

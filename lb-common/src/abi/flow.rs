@@ -108,6 +108,8 @@ pub enum FlowState {
     Datagram = 7,
     /// A connection that a client made to the backend's own address: passed, never rewritten.
     Direct = 8,
+    /// Not a flow but the way back of one, found by the backend's address and what it answers to.
+    Reverse = 9,
 }
 
 impl FlowState {
@@ -122,8 +124,15 @@ impl FlowState {
             6 => Self::Closed,
             7 => Self::Datagram,
             8 => Self::Direct,
+            9 => Self::Reverse,
             _ => Self::Free,
         }
+    }
+
+    /// Whether it counts among its backend's live flows.
+    #[inline(always)]
+    pub const fn is_live(self) -> bool {
+        !matches!(self, Self::Free | Self::Closed | Self::Direct | Self::Reverse)
     }
 
     /// The name that the command line and the API use.
@@ -137,11 +146,13 @@ impl FlowState {
             Self::Closed => "closed",
             Self::Datagram => "datagram",
             Self::Direct => "direct",
+            Self::Reverse => "reverse",
         }
     }
 }
 
-/// Value of `FLOW_TUPLES`, at index `line * WAYS + way`. Protocol and VIP are the listener's.
+/// Value of `FLOW_TUPLES`, at index `line * WAYS + way`. Protocol and VIP are the listener's. A flow and its entry
+/// for the way back have the same but for `partner`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowTuple {
@@ -150,10 +161,15 @@ pub struct FlowTuple {
     pub client_port: Be16,
     pub vip_port: Be16,
     pub listener: u32,
+    /// The place of the entry for the other direction, and one; 0 for none.
+    pub partner: u32,
+    /// With `snat`, what stands for the client's port, and the index in `SNAT_ADDRESSES` of what stands for its address.
+    pub snat_port: Be16,
+    pub snat_index: u16,
 }
 
 const _: () = assert!(size_of::<FlowLine>() == 64);
-const _: () = assert!(size_of::<FlowTuple>() == 24);
+const _: () = assert!(size_of::<FlowTuple>() == 32);
 
 #[cfg(test)]
 mod tests {

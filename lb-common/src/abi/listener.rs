@@ -1,10 +1,10 @@
-//! Value of `LISTENERS`: one VIP, port and protocol of a service.
+//! Value of `LISTENERS`: one VIP, port or range of ports, and protocol of a service.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::net::{Be16, Family};
 
-/// Where a listener's Maglev table stands in `TABLES`: one word, so that a table is swapped whole.
+/// Where a listener's table stands in `TABLES`: one word, so that a table is swapped whole.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct TableRef(pub u64);
@@ -19,16 +19,19 @@ impl TableRef {
     }
 
     /// Index of the first slot.
+    #[inline(always)]
     pub const fn offset(self) -> u32 {
         (self.0 >> 36) as u32
     }
 
     /// Number of slots.
+    #[inline(always)]
     pub const fn size(self) -> u32 {
         (self.0 >> 16) as u32 & 0xf_ffff
     }
 
     /// How many backends share the slots.
+    #[inline(always)]
     pub const fn members(self) -> u32 {
         self.0 as u32 & 0xffff
     }
@@ -40,18 +43,27 @@ impl TableRef {
 pub struct ListenerFlags(pub u32);
 
 impl ListenerFlags {
-    /// An opening connection whose backend does not answer is offered to another one.
+    /// An opening connection whose backend does not answer is offered to another one. Only with `nat` and `snat`, where
+    /// the answers are seen.
     pub const SECOND_CHANCE: Self = Self(1);
+    /// New flows of a client go where its earlier ones went.
+    pub const STICKY: Self = Self(2);
 
+    #[inline(always)]
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
 }
 
 /// How a new flow picks its slot in the table.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct SchedulerCode(pub u32);
+pub struct SchedulerCode(pub u8);
 
 impl SchedulerCode {
     /// By the hash of its 5-tuple.
@@ -62,30 +74,51 @@ impl SchedulerCode {
     pub const ROUND_ROBIN: Self = Self(2);
     /// Any.
     pub const RANDOM: Self = Self(3);
+    /// The one with the fewest live flows for its weight. The table has each backend once.
+    pub const LEAST_CONNECTIONS: Self = Self(4);
 
     /// Whether the same packet would get the same slot again.
+    #[inline(always)]
     pub const fn is_stateless(self) -> bool {
         self.0 == Self::MAGLEV.0 || self.0 == Self::SOURCE_HASH.0
     }
 }
 
-/// One VIP, port and protocol.
+/// One VIP, port or range of ports, and protocol.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Listener {
     pub table: TableRef,
     /// IPv4 as mapped address.
     pub vip: [u8; 16],
+    /// The first port.
     pub port: Be16,
-    /// IANA's number.
+    /// The last port: `port` unless this is a range.
+    pub last_port: Be16,
+    /// As in [`super::Protocol`].
     pub protocol: u8,
     /// 4 or 6; 0 means that this record is not in use.
     pub family: u8,
+    pub scheduler: SchedulerCode,
+    pub pad: u8,
     /// Seconds after which an idle established flow is forgotten. Read by the daemon's sweep only.
     pub session_timeout: u32,
     pub flags: ListenerFlags,
-    pub scheduler: SchedulerCode,
-    pub reserved: [u32; 6],
+    /// New flows that each CPU records in a tick.
+    pub new_flow_limit: u32,
+    /// The next listener with a range of ports at this address and protocol; 0 after the last.
+    pub next: u32,
+    /// Ticks after which a client without new flows may go elsewhere. With [`ListenerFlags::STICKY`].
+    pub sticky_ticks: u16,
+    /// For `snat`: how many of `SNAT_ADDRESSES` it uses, and the first of them.
+    pub snat_count: u8,
+    pub snat_first: u8,
+    /// Number of its service: what sticky clients are remembered by.
+    pub service: u32,
+    /// For `snat`: ports that clients' are replaced with, in host order.
+    pub snat_port: u16,
+    pub snat_last_port: u16,
+    pub reserved: u32,
 }
 
 impl Listener {
@@ -102,6 +135,11 @@ impl Listener {
             6 => Some(Family::V6),
             _ => None,
         }
+    }
+
+    /// Whether it has more than one port.
+    pub const fn is_range(&self) -> bool {
+        self.port.get() != self.last_port.get()
     }
 }
 

@@ -2,18 +2,37 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// A 16-bit number in network byte order: ports, lengths, EtherTypes.
+/// A 16-bit number in network byte order, as it stands in memory: ports, lengths, EtherTypes.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
-pub struct Be16(pub [u8; 2]);
+pub struct Be16(u16);
 
 impl Be16 {
+    #[inline(always)]
     pub const fn new(host: u16) -> Self {
-        Self(host.to_be_bytes())
+        Self(host.to_be())
     }
 
+    #[inline(always)]
     pub const fn get(self) -> u16 {
-        u16::from_be_bytes(self.0)
+        u16::from_be(self.0)
+    }
+
+    /// As they are on the wire.
+    #[inline(always)]
+    pub const fn bytes(self) -> [u8; 2] {
+        self.0.to_ne_bytes()
+    }
+
+    /// As they stand in memory, for checksums.
+    #[inline(always)]
+    pub const fn raw(self) -> u16 {
+        self.0
+    }
+
+    #[inline(always)]
+    pub const fn from_raw(raw: u16) -> Self {
+        Self(raw)
     }
 }
 
@@ -40,6 +59,8 @@ impl Family {
 pub enum Protocol {
     Tcp = 6,
     Udp = 17,
+    /// What is neither. The number is one that IANA keeps free.
+    Any = 255,
 }
 
 impl Protocol {
@@ -47,10 +68,12 @@ impl Protocol {
         self as u8
     }
 
+    /// As it stands in a map.
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
             6 => Some(Self::Tcp),
             17 => Some(Self::Udp),
+            255 => Some(Self::Any),
             _ => None,
         }
     }

@@ -10,6 +10,27 @@ pub struct Sum(u64);
 impl Sum {
     pub const ZERO: Self = Self(0);
 
+    /// A word as it stands in memory, of 16 or 32 bits.
+    #[must_use]
+    #[inline(always)]
+    pub const fn add(self, raw: u32) -> Self {
+        Self(self.0 + raw as u64)
+    }
+
+    /// Takes a 32-bit word away.
+    #[must_use]
+    #[inline(always)]
+    pub const fn sub(self, raw: u32) -> Self {
+        Self(self.0 + !raw as u64)
+    }
+
+    /// Takes a 16-bit word away.
+    #[must_use]
+    #[inline(always)]
+    pub const fn sub_half(self, raw: u16) -> Self {
+        Self(self.0 + !raw as u64)
+    }
+
     #[must_use]
     #[inline(always)]
     pub const fn add16(self, bytes: [u8; 2]) -> Self {
@@ -74,6 +95,12 @@ impl Sum {
         let [a, b] = self.fold();
         [!a, !b]
     }
+}
+
+/// As [`updated`], with the field as it stands in memory.
+#[inline(always)]
+pub const fn updated_raw(field: u16, change: Sum) -> u16 {
+    u16::from_ne_bytes(change.add(!field as u32).checksum())
 }
 
 /// A checksum field after `change` (new bytes added, old bytes subtracted): RFC 1624 equation 3.

@@ -6,6 +6,7 @@
 
 pub mod checksum;
 pub mod eth;
+pub mod head;
 pub mod ip;
 pub mod ip4;
 pub mod ip6;
@@ -25,6 +26,13 @@ pub trait Packet {
     /// Whether the frame has at least `len` bytes, counting the parts that are not linear.
     fn holds(&self, len: usize) -> bool;
 
+    /// Makes room for `len` bytes in front; offsets count from the new start then. `None`, and nothing changed, when
+    /// there is none.
+    fn grow(&mut self, len: usize) -> Option<()>;
+
+    /// Takes `len` bytes off the front. `None`, and nothing changed, when that is impossible.
+    fn shrink(&mut self, len: usize) -> Option<()>;
+
     /// Cuts the frame to `len` bytes. `None` when that fails; nothing is changed then.
     fn truncate(&mut self, len: usize) -> Option<()>;
 }
@@ -43,6 +51,19 @@ impl Packet for Vec<u8> {
 
     fn holds(&self, len: usize) -> bool {
         self.len() >= len
+    }
+
+    fn grow(&mut self, len: usize) -> Option<()> {
+        self.splice(0..0, core::iter::repeat_n(0, len));
+        Some(())
+    }
+
+    fn shrink(&mut self, len: usize) -> Option<()> {
+        if len + eth::LEN > self.len() {
+            return None;
+        }
+        self.drain(..len);
+        Some(())
     }
 
     fn truncate(&mut self, len: usize) -> Option<()> {

@@ -2,153 +2,151 @@
 //!
 //! Everything is read and decided before the first byte is written, so a packet is either rewritten completely or
 //! untouched.
+//!
+//! The way is divided into [`Stage`]s. The first one does all for TCP and UDP by `nat`; what is rarer, or costs more,
+//! goes on in a stage of its own, which the kernel runs as a program of its own: so its code costs other packets nothing,
+//! neither in time nor in what the verifier can bear. [`Work`] is what one stage hands to the next.
 
+mod any;
+mod fragment;
+mod hop;
+mod icmp;
+mod out;
 mod parse;
-mod select;
+mod refuse;
+pub mod reverse;
+pub mod select;
+mod tags;
 mod to_backend;
 mod to_client;
 mod transport;
+mod work;
 
-use core::mem::MaybeUninit;
-
-use crate::abi::{FlowTuple, Protocol, Side};
-use crate::env::{Env, Reach, Route, Step};
+use crate::env::{Env, Step};
 use crate::packet::Packet;
-use crate::packet::eth::{self, EtherType, Ethernet};
-use crate::packet::ip::IpHeader;
-use crate::packet::ip4::Ipv4;
-use crate::packet::ip6::Ipv6;
-use crate::packet::tcp::Tcp;
-use crate::verdict::{Reason, Verdict};
+use crate::packet::head::{Head4, Head6};
+use crate::verdict::{Action, Reason, Verdict};
 
-/// A TCP or UDP packet being worked on: its headers by value, and where it goes.
-pub(crate) struct Parsed<I> {
-    pub ip: I,
-    /// Half the offset of the transport header in the frame. A byte, as the verifier must see a bound when it is read
-    /// back.
-    half_l4: u8,
-    /// Bytes of the transport header and what follows, by the IP header.
-    pub l4_len: usize,
-    pub route: Route,
-    /// The TCP header, where it is needed whole.
-    pub tcp: MaybeUninit<Tcp>,
-    /// What a new flow is recorded with.
-    pub tuple: MaybeUninit<FlowTuple>,
-    pub protocol: Protocol,
-}
+pub use work::Work;
 
-impl<I> Parsed<I> {
-    fn new(ip: I, protocol: Protocol, l4: usize, l4_len: usize) -> Self {
-        Self {
-            ip,
-            half_l4: (l4 / 2) as u8,
-            l4_len,
-            route: Route::none(Reach::NotForwarded),
-            tcp: MaybeUninit::uninit(),
-            tuple: MaybeUninit::uninit(),
-            protocol,
+macro_rules! stages {
+    ($($name:ident = $program:literal, $help:literal;)*) => {
+        /// A part of the way that is a program of its own in the kernel. The discriminant is its index there.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Stage {
+            $(#[doc = $help] $name,)*
         }
-    }
 
-    /// Offset of the transport header in the frame.
-    #[inline(always)]
-    pub const fn l4(&self) -> usize {
-        self.half_l4 as usize * 2
-    }
-}
+        impl Stage {
+            /// All, in the order of their indexes.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-impl<I: IpHeader> Parsed<I> {
-    /// Asks where the packet goes with the header it has now.
-    #[inline(always)]
-    fn find_route<E: Env>(&mut self, env: &E) {
-        self.route = self.ip.route(env, self.protocol);
-        let Route { reach, ifindex, .. } = self.route;
-        if reach == Reach::Known && ifindex != env.ingress() && !env.is_port(ifindex) {
-            self.route.reach = Reach::Elsewhere;
+            /// Names of the programs, in the order of their indexes.
+            pub const PROGRAMS: &'static [&'static str] = &[$($program,)*];
         }
-        env.trace(Step::Routed, self.route.reach as u32, ifindex);
+    };
+}
+
+stages! {
+    Entry = "matapa_xdp", "From the Ethernet header on: known flows of TCP and UDP by `nat`, over IPv4.";
+    V6 = "matapa_v6", "The same over IPv6.";
+    Tagged = "matapa_tagged", "Takes VLAN tags off.";
+    Fragment4 = "matapa_fragment4", "A fragment, the first or a later one.";
+    Headers6 = "matapa_headers6", "IPv6 with extension headers, a fragment header among them.";
+    Beyond6 = "matapa_beyond6", "TCP and UDP behind such headers.";
+    Fragment6 = "matapa_fragment6", "A fragment over IPv6, the first or a later one.";
+    Icmp4 = "matapa_icmp4", "Echo and errors.";
+    Icmp6 = "matapa_icmp6", "Echo and errors of ICMPv6.";
+    Any4 = "matapa_any4", "Neither TCP nor UDP.";
+    Any6 = "matapa_any6", "Neither TCP nor UDP, over IPv6.";
+    Out4 = "matapa_out4", "To a backend: new flows, other modes than `nat`, and with an entry for the way back.";
+    Out6 = "matapa_out6", "The same over IPv6.";
+    Send4 = "matapa_send4", "To a backend, rewritten.";
+    Send6 = "matapa_send6", "The same over IPv6.";
+    Record4 = "matapa_record4", "Records the way back of a new flow.";
+    Record6 = "matapa_record6", "The same over IPv6.";
+    Tunnel4 = "matapa_tunnel4", "To a backend, inside another packet.";
+    Tunnel6 = "matapa_tunnel6", "The same for IPv6 inside.";
+    Back4 = "matapa_back4", "From a backend whose way back is in the flow table.";
+    Back6 = "matapa_back6", "The same over IPv6.";
+    Refuse4 = "matapa_refuse4", "The packet becomes the gateway's answer to it: ICMP or RST.";
+    Refuse6 = "matapa_refuse6", "The same over IPv6.";
+}
+
+impl Stage {
+    /// Goes on there.
+    #[inline(always)]
+    pub const fn next(self) -> Verdict {
+        // The reason is for when the stage is missing.
+        Verdict { ifindex: self as u32, action: Action::Continue, reason: Reason::StaleRecord }
     }
 }
 
-/// Room for the packet being worked on, which the program's stack of 512 bytes has not.
-#[expect(missing_debug_implementations, reason = "has nothing in it before and after a packet")]
-pub struct Work {
-    v4: MaybeUninit<Parsed<Ipv4>>,
-    v6: MaybeUninit<Parsed<Ipv6>>,
-}
-
-impl Work {
-    pub const fn new() -> Self {
-        Self { v4: MaybeUninit::uninit(), v6: MaybeUninit::uninit() }
-    }
-}
-
-impl Default for Work {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Decides a packet's fate, rewrites it, and counts why.
-#[inline(always)]
+/// Decides a packet's fate, rewrites it, and counts why, through as many stages as it takes.
 pub fn handle<P: Packet, E: Env>(packet: &mut P, env: &E, work: &mut Work) -> Verdict {
-    let verdict = frame(packet, env, work);
+    let mut stage = Stage::Entry;
+    loop {
+        let verdict = run(stage, packet, env, work);
+        if verdict.action != Action::Continue {
+            return verdict;
+        }
+        match Stage::ALL.get(verdict.ifindex as usize) {
+            Some(next) => stage = *next,
+            None => return Reason::StaleRecord.drop(),
+        }
+    }
+}
+
+/// Runs one stage. With a constant `stage`, nothing is left of the others.
+#[inline(always)]
+pub fn run<P: Packet, E: Env>(stage: Stage, packet: &mut P, env: &E, work: &mut Work) -> Verdict {
+    let verdict = match stage {
+        Stage::Entry => parse::frame(packet, env, work),
+        Stage::V6 => parse::v6(packet, env, work),
+        Stage::Tagged => tags::take_off(packet, env, work),
+        Stage::Fragment4 => fragment::v4(packet, env, work),
+        Stage::Headers6 => parse::headers6(packet, env, work),
+        Stage::Beyond6 => parse::beyond6(packet, env, work),
+        Stage::Fragment6 => fragment::v6(packet, env, work),
+        Stage::Icmp4 => icmp::handle::<Head4, P, E>(packet, env, work),
+        Stage::Icmp6 => icmp::handle::<Head6, P, E>(packet, env, work),
+        Stage::Any4 => any::v4(packet, env, work),
+        Stage::Any6 => any::v6(packet, env, work),
+        Stage::Out4 => out::forward::<Head4, P, E>(packet, env, work),
+        Stage::Out6 => out::forward::<Head6, P, E>(packet, env, work),
+        Stage::Send4 => out::send::<Head4, P, E>(packet, env, work),
+        Stage::Send6 => out::send::<Head6, P, E>(packet, env, work),
+        Stage::Record4 => out::record::<Head4, E>(env, work),
+        Stage::Record6 => out::record::<Head6, E>(env, work),
+        Stage::Tunnel4 => out::encapsulate::<Head4, P, E>(packet, env, work),
+        Stage::Tunnel6 => out::encapsulate::<Head6, P, E>(packet, env, work),
+        Stage::Back4 => reverse::back::<Head4, P, E>(packet, env, work),
+        Stage::Back6 => reverse::back::<Head6, P, E>(packet, env, work),
+        Stage::Refuse4 => refuse::answer::<Head4, P, E>(packet, env, work),
+        Stage::Refuse6 => refuse::answer::<Head6, P, E>(packet, env, work),
+    };
+    if verdict.action == Action::Continue {
+        return verdict;
+    }
+    finish(packet, env, work, verdict)
+}
+
+/// What is left to do when the way has ended.
+#[inline(always)]
+pub fn finish<P: Packet, E: Env>(packet: &mut P, env: &E, work: &mut Work, verdict: Verdict) -> Verdict {
+    let mut verdict = verdict;
+    if work.pending != 0 {
+        if work.pending & work::FRAGMENT != 0 {
+            fragment::remember(env, work, verdict);
+        }
+        if work.pending & (work::TAGS | work::VLAN) != 0 && tags::put_on(packet, env, work, verdict).is_none()
+        {
+            verdict = Reason::WriteFailed.drop();
+        }
+        work.pending = 0;
+    }
     env.trace(Step::Done, verdict.reason as u32, verdict.action as u32);
     env.count(verdict.reason);
     verdict
-}
-
-#[inline(always)]
-fn frame<P: Packet, E: Env>(packet: &mut P, env: &E, work: &mut Work) -> Verdict {
-    let Some(eth) = packet.read::<Ethernet>(0) else {
-        return Reason::TruncatedFrame.pass();
-    };
-    match eth.ether_type {
-        EtherType::IPV4 => match parse::ipv4(packet, &mut work.v4) {
-            Ok(parsed) => transport::<Ipv4, P, E>(packet, env, parsed),
-            Err(reason) => reason.pass(),
-        },
-        EtherType::IPV6 => match parse::ipv6(packet, &mut work.v6) {
-            Ok(parsed) => transport::<Ipv6, P, E>(packet, env, parsed),
-            Err(reason) => reason.pass(),
-        },
-        _ => Reason::NotIp.pass(),
-    }
-}
-
-/// Towards a backend, towards a client, or none of our business.
-#[inline(always)]
-fn transport<I: IpHeader, P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &mut Parsed<I>) -> Verdict {
-    let Some(ports) = transport::Ports::read(packet, parsed.l4()) else {
-        return Reason::TruncatedTransport.pass();
-    };
-    let ip = &parsed.ip;
-    let protocol = parsed.protocol;
-    if let Some(listener) = I::endpoint(env, Side::Vip, ip.destination(), ports.destination, protocol) {
-        env.trace(Step::Listener, listener, 0);
-        return to_backend::forward(packet, env, parsed, ports, listener);
-    }
-    if let Some(backend) = I::endpoint(env, Side::Backend, ip.source(), ports.source, protocol) {
-        env.trace(Step::FromBackend, backend, 0);
-        return to_client::forward(packet, env, parsed, ports, backend);
-    }
-    Reason::NoService.pass()
-}
-
-/// Writes the headers back, in an order that does not matter: nobody sees the packet before the program ends.
-#[inline(always)]
-fn write<I: IpHeader, P: Packet>(
-    packet: &mut P,
-    parsed: &Parsed<I>,
-    ports: transport::Ports,
-    checksum: [u8; 2],
-) -> Result<(), Verdict> {
-    let mut done = packet
-        .write(eth::LEN, &parsed.ip)
-        .and(packet.write(parsed.l4(), &ports))
-        .and(packet.write(parsed.l4() + transport::checksum_offset(parsed.protocol), &checksum));
-    if parsed.route.reach == Reach::Known {
-        done = done.and(packet.write(0, &parsed.route.macs));
-    }
-    done.ok_or(Reason::WriteFailed.drop())
 }

@@ -1,130 +1,215 @@
-//! Which backend gets a client's packet: the one its flow has, else the scheduler's choice.
+//! Which backend gets a client's packet: the one its flow has, else the scheduler's choice; and what that leaves in the
+//! flow table.
+//!
+//! Known flows in the middle of their lives do not come here.
 
+use super::reverse;
+use super::transport::tcp_flags;
+use super::work::Work;
 use crate::abi::flow::{FlowState, FlowWord, WAYS};
-use crate::abi::{Backend, BackendFlags, Listener, ListenerFlags, SchedulerCode, TableRef};
-use crate::env::{Env, Line, Step};
+use crate::abi::net::unmapped;
+use crate::abi::{
+    BackendFlags, FlowTuple, Listener, ListenerFlags, SchedulerCode, SiblingKey, Sticky, StickyKey, TableRef,
+};
+use crate::env::{Env, Step};
 use crate::flow;
-use crate::hash::FlowHash;
+use crate::hash::{self, FlowHash};
 use crate::packet::tcp::TcpFlags;
-use crate::verdict::{Reason, Verdict};
+use crate::verdict::Reason;
 
-/// A backend, and what sending to it does to the flow table.
-///
-/// Every field has a value in every case, and `usize` says where: the verifier refuses a program that copies the
-/// undefined half of an enum.
-pub(super) struct Choice<'e, E: Env> {
-    pub id: u32,
-    pub backend: &'e Backend,
-    /// The flow's backend is down and its connection is to be reset.
-    pub reset: bool,
-    line: E::Line,
-    line_index: u32,
-    /// The way in the line that changes from `old` to `new`; [`ANY_WAY`] or [`NO_WAY`].
-    way: usize,
-    old: FlowWord,
-    new: FlowWord,
-    /// It is another flow than before.
-    begins: bool,
-}
+/// What [`choose`] says when no backend can take a new flow. 0 says that the maps contradict each other.
+pub const NO_BACKEND: u32 = u32::MAX;
+/// What [`commit`] says when the flow has no place in the table, or keeps what stands beside it.
+pub const NO_PLACE: u32 = u32::MAX;
 
-/// Wherever there is room.
-const ANY_WAY: usize = WAYS;
+/// [`Work::way`]: wherever there is room.
+const ANY_WAY: u32 = WAYS as u32;
 /// The flow is not recorded, or its record stays as it is.
-const NO_WAY: usize = WAYS + 1;
+const NO_WAY: u32 = WAYS as u32 + 1;
 
-/// No tuple is to be recorded.
-pub(super) const NO_TUPLE: u32 = u32::MAX;
+/// Backends that are compared for the fewest connections.
+const COMPARED: u32 = 64;
 
-/// Chooses for a packet of a client. `flags` is `None` for UDP; `source` is the hash of the client's address alone
-/// where the listener goes by that, else the flow's.
+/// Chooses the backend for the packet in hand, and what is to be recorded of it.
 #[inline(always)]
-pub(super) fn choose<'e, E: Env>(
-    env: &'e E,
-    listener_id: u32,
-    listener: &Listener,
-    hash: FlowHash,
-    source: FlowHash,
-    flags: Option<TcpFlags>,
-) -> Result<Choice<'e, E>, Verdict> {
+pub fn choose<E: Env>(env: &E, work: &mut Work) -> u32 {
     let now = env.now();
-    let line_index = hash.line(env.flow_lines());
-    let line = env.flow_line(line_index).ok_or(Reason::StaleRecord.drop())?;
-    let fingerprint = hash.fingerprint();
-    let found = line.find(fingerprint);
-
+    work.begins = 0;
+    work.reset = 0;
+    let Some(listener) = env.listener(work.listener) else { return 0 };
+    let flags = tcp_flags(work.flags);
     let mut way = ANY_WAY;
-    let mut old = FlowWord::FREE;
-    if found < WAYS {
-        old = line.load(found);
-        env.trace(Step::Flow, old.backend(), old.state() as u32);
-        let backend = env.backend(old.backend()).ok_or(Reason::StaleRecord.drop())?;
+    let old = work.old;
+    if (work.way as usize) < WAYS {
+        let id = old.backend();
+        env.trace(Step::Flow, id, old.state() as u32);
+        let Some(backend) = env.backend(id) else { return 0 };
         let valid = backend.flags.has(BackendFlags::VALID);
-        if valid && backend.listener != listener_id {
-            // Another service's flow with our fingerprint: two in 2^24 that meet in one line. Ours goes unrecorded.
+        if valid && (backend.listener != work.listener || old.state() as u8 == FlowState::Reverse as u8) {
+            // Another flow with our fingerprint: two in 2^24 that meet in one line. Ours goes unrecorded.
             env.count(Reason::FlowCollision);
             way = NO_WAY;
         } else {
             // Otherwise its backend was removed, or it begins anew with the same ports: a new flow in the old one's
             // place.
-            way = found;
+            way = work.way;
             let state = continued(old.state(), flags, backend.flags);
-            if valid && state == FlowState::Opening && may_move(listener, flags) {
+            if valid && state as u8 == FlowState::Opening as u8 && may_move(listener, flags) {
                 // A repeated SYN: the backend is silent, or its refusal was held back.
-                let table = filled(listener)?;
-                let slot = source.slot(table.size());
-                let from = old.backend();
-                let id = env.next_candidate(table, slot, from);
-                env.trace(Step::Moved, from, id);
-                let next = usable(env, listener_id, id)?;
-                let new = if id == from { old.at(state, now) } else { old.moved(id, now) };
-                return Ok(Choice {
-                    id,
-                    backend: next,
-                    reset: false,
-                    line,
-                    line_index,
-                    way,
-                    old,
-                    new,
-                    begins: false,
-                });
+                let table = listener.current_table();
+                let slot = scheduled(env, work, listener).slot(table.size());
+                let next = env.next_candidate(table, slot, id);
+                env.trace(Step::Moved, id, next);
+                if env.backend_of(work.listener, next).is_none() {
+                    return 0;
+                }
+                work.new = if next == id { old.at(state, now) } else { old.moved(next, now) };
+                work.way = way;
+                return next;
             }
-            if valid && state != FlowState::Free {
+            if valid && state as u8 != FlowState::Free as u8 {
                 let reset =
                     flags.is_some() && backend.flags.has(BackendFlags::DOWN.with(BackendFlags::RESET));
+                work.reset = u32::from(reset);
                 let new = old.at(if reset { FlowState::Closed } else { state }, now);
-                let way = if new == old { NO_WAY } else { way };
-                let id = old.backend();
-                return Ok(Choice { id, backend, reset, line, line_index, way, old, new, begins: false });
+                keep(work, way as usize, old, new);
+                return id;
             }
         }
     } else {
         env.trace(Step::NoFlow, 0, 0);
     }
+    begin(env, work, listener, way, now)
+}
 
-    let table = filled(listener)?;
-    let state = first(flags);
-    let mut slot = source.slot(table.size());
-    if !listener.scheduler.is_stateless()
-        && matches!(state, FlowState::Opening | FlowState::Datagram)
-        && way != NO_WAY
-        && (way < WAYS || flow::takes(line, state, now))
-    {
-        // Only for a flow that will be remembered: its next packet would get another slot.
-        slot = if listener.scheduler == SchedulerCode::RANDOM {
-            ((u64::from(env.random()) * u64::from(table.size())) >> 32) as u32
-        } else {
-            env.turn(listener_id).checked_rem(table.size()).unwrap_or(0)
-        };
+/// Notes what becomes of the record of a flow that goes on.
+#[inline(always)]
+pub(super) fn keep(work: &mut Work, way: usize, old: FlowWord, new: FlowWord) {
+    work.way = if new == old { NO_WAY } else { way as u32 };
+    work.place = work.line.wrapping_mul(WAYS as u32).wrapping_add(way as u32);
+    work.old = old;
+    work.new = new;
+    work.begins = 0;
+    work.reset = u32::from(work.reset != 0 && new.state() as u8 == FlowState::Closed as u8);
+}
+
+/// A new flow.
+#[inline(always)]
+fn begin<E: Env>(env: &E, work: &mut Work, listener: &Listener, mut way: u32, now: u16) -> u32 {
+    let hash = FlowHash(work.hash);
+    let table = listener.current_table();
+    let size = table.size();
+    if size == 0 {
+        return NO_BACKEND;
     }
-    let id = env.table_slot(table.offset().wrapping_add(slot)).ok_or(Reason::StaleRecord.drop())?;
-    env.trace(Step::Picked, slot, id);
-    let backend = usable(env, listener_id, id)?;
-    if state == FlowState::Free {
+    let state = first(tcp_flags(work.flags));
+    if state as u8 == FlowState::Free as u8 {
+        way = NO_WAY;
+    } else if way != NO_WAY && !env.admit(work.listener, listener.new_flow_limit) {
+        // With `snat`, what cannot be recorded is dropped, and counted as that.
+        if listener.snat_count == 0 {
+            env.count(Reason::FlowSuppressed);
+        }
         way = NO_WAY;
     }
-    let new = FlowWord::new(fingerprint, id, state, now);
-    Ok(Choice { id, backend, reset: false, line, line_index, way, old, new, begins: true })
+    // Where the next packet would get another slot, only for a flow that will be remembered.
+    let line = work.line;
+    let remembered = || {
+        way != NO_WAY
+            && (state as u8 == FlowState::Opening as u8 || state as u8 == FlowState::Datagram as u8)
+            && (way != ANY_WAY || env.flow_line(line).is_some_and(|line| flow::takes(line, state, now)))
+    };
+    let mut id = 0;
+    if listener.flags.has(ListenerFlags::STICKY) {
+        id = stuck(env, work, listener, now);
+    }
+    if id == 0 {
+        let mut slot = scheduled(env, work, listener).slot(size);
+        let scheduler = listener.scheduler;
+        if !scheduler.is_stateless() && remembered() {
+            if scheduler == SchedulerCode::LEAST_CONNECTIONS {
+                slot = env.least_loaded(table, slot);
+            } else if scheduler == SchedulerCode::RANDOM {
+                slot = ((u64::from(env.random()) * u64::from(size)) >> 32) as u32;
+            } else {
+                slot = env.turn(work.listener).checked_rem(size).unwrap_or(0);
+            }
+        }
+        match env.table_slot(table.offset().wrapping_add(slot)) {
+            Some(picked) => id = picked,
+            None => return 0,
+        }
+        env.trace(Step::Picked, slot, id);
+    }
+    if env.backend_of(work.listener, id).is_none() {
+        return 0;
+    }
+    work.way = way;
+    work.new = FlowWord::new(hash.fingerprint(), id, state, now);
+    work.begins = 1;
+    id
+}
+
+/// The backend that a sticky client has; 0 when it has none that takes new flows.
+#[inline(always)]
+fn stuck<E: Env>(env: &E, work: &mut Work, listener: &Listener, now: u16) -> u32 {
+    work.sticky = StickyKey { client: work.client, service: listener.service };
+    let Some(Sticky { server, time, .. }) = env.sticky(&work.sticky) else { return 0 };
+    if now.wrapping_sub(time) > listener.sticky_ticks {
+        return 0;
+    }
+    let Some(id) = env.sibling(&SiblingKey { listener: work.listener, server }) else { return 0 };
+    match env.backend_of(work.listener, id) {
+        Some(backend) if backend.flags.has(BackendFlags::IN_TABLE) => {
+            env.trace(Step::Stuck, id, server);
+            id
+        }
+        _ => 0,
+    }
+}
+
+/// What the scheduler goes by: the flow, or the client's address alone.
+#[inline(always)]
+fn scheduled<E: Env>(env: &E, work: &Work, listener: &Listener) -> FlowHash {
+    if listener.scheduler != SchedulerCode::SOURCE_HASH {
+        return FlowHash(work.hash);
+    }
+    const TCP: u8 = 6;
+    if listener.family == 4 {
+        let client = unmapped(&work.client);
+        hash::flow4(env.hash_key(), client, client, 0, TCP)
+    } else {
+        hash::flow6(env.hash_key(), &work.client, &work.client, 0, TCP)
+    }
+}
+
+/// The slot, from `start` on, whose backend has the fewest live flows for its weight. At most 64 are looked
+/// at.
+#[inline(always)]
+pub fn least_loaded<E: Env + ?Sized>(env: &E, table: TableRef, start: u32) -> u32 {
+    let size = table.size();
+    let mut best = start;
+    // As a fraction, so that nothing is divided: the first is worse than any.
+    let mut live = u64::MAX >> 24;
+    let mut weight = 1u64;
+    for step in 0..COMPARED {
+        if step >= size {
+            break;
+        }
+        let Some(slot) = start.wrapping_add(step).checked_rem(size) else { break };
+        let Some(id) = env.table_slot(table.offset().wrapping_add(slot)) else { break };
+        let Some(backend) = env.backend(id) else { break };
+        // For a moment there may be less than none: the daemon frees what the program has not counted yet.
+        let count = env.live(id);
+        let count = if count > u64::MAX >> 25 { 0 } else { count } + 1;
+        let share = if backend.weight == 0 { 1 } else { u64::from(backend.weight) };
+        if count * weight < live * share {
+            best = slot;
+            live = count;
+            weight = share;
+        }
+    }
+    best
 }
 
 /// The state of a known flow after this packet; `Free` when the packet starts a new flow with the same ports.
@@ -132,7 +217,7 @@ pub(super) fn choose<'e, E: Env>(
 fn continued(state: FlowState, flags: Option<TcpFlags>, backend: BackendFlags) -> FlowState {
     match flags {
         // A datagram needs no connection: it goes on to a backend that is up.
-        None if state == FlowState::Datagram && !backend.has(BackendFlags::DOWN) => state,
+        None if matches!(state, FlowState::Datagram) && !backend.has(BackendFlags::DOWN) => state,
         None => FlowState::Free,
         // A SYN for a living connection is stray or forged, or its client has forgotten it. The backend knows: it
         // asks the client where it stands (RFC 5961 section 4), and a client that has forgotten answers with a RST.
@@ -144,7 +229,7 @@ fn continued(state: FlowState, flags: Option<TcpFlags>, backend: BackendFlags) -
             }
             _ => FlowState::Free,
         },
-        Some(_) if state == FlowState::Direct => FlowState::Free,
+        Some(_) if matches!(state, FlowState::Direct) => FlowState::Free,
         Some(flags) => flow::after_client(state, flags),
     }
 }
@@ -173,52 +258,79 @@ fn may_move(listener: &Listener, flags: Option<TcpFlags>) -> bool {
     opens && listener.flags.has(ListenerFlags::SECOND_CHANCE) && listener.current_table().size() != 0
 }
 
-/// The listener's table, which has at least one slot.
+/// Records what [`choose`] has decided, once it is sure that the packet is sent. Says the place of the flow whose
+/// tuple is new, or [`NO_PLACE`].
 #[inline(always)]
-fn filled(listener: &Listener) -> Result<TableRef, Verdict> {
-    let table = listener.current_table();
-    if table.size() == 0 { Err(Reason::NoBackend.drop()) } else { Ok(table) }
-}
-
-/// The record of a backend that a table has named.
-#[inline(always)]
-fn usable<E: Env>(env: &E, listener_id: u32, id: u32) -> Result<&Backend, Verdict> {
-    let backend = env.backend(id).ok_or(Reason::StaleRecord.drop())?;
-    if id == 0 || !backend.flags.has(BackendFlags::VALID) || backend.listener != listener_id {
-        return Err(Reason::StaleRecord.drop());
+pub fn commit<E: Env>(env: &E, work: &mut Work) -> u32 {
+    if work.way == NO_WAY {
+        if work.begins != 0 {
+            work.place = NO_PLACE;
+        }
+        return NO_PLACE;
     }
-    Ok(backend)
+    let Some(line) = env.flow_line(work.line) else { return NO_PLACE };
+    let new = work.new;
+    let mut way = work.way as usize;
+    if work.way == ANY_WAY {
+        let recorded = flow::record(env, line, new);
+        if recorded.way >= WAYS {
+            env.count(Reason::FlowNotRecorded);
+            work.place = NO_PLACE;
+            return NO_PLACE;
+        }
+        if recorded.evicted {
+            env.count(Reason::FlowEvicted);
+        }
+        way = recorded.way;
+    } else {
+        work.place = work.line.wrapping_mul(WAYS as u32).wrapping_add(way as u32);
+        // Losing the race to the other direction's packet loses a second of idle time at most.
+        if !env.change(line, way, work.old, new) {
+            if work.begins != 0 {
+                work.place = NO_PLACE;
+            }
+            return NO_PLACE;
+        }
+        if work.begins == 0 {
+            if work.old.backend() != new.backend() {
+                env.count(Reason::SecondChance);
+                env.count_moved_away(work.old.backend());
+            }
+            return NO_PLACE;
+        }
+    }
+    let place = work.line.wrapping_mul(WAYS as u32).wrapping_add(way as u32);
+    work.place = place;
+    work.snat_known = 0;
+    reverse::release(env, work, place);
+    env.record_tuple(place, &tuple(work));
+    stick(env, work, new);
+    place
 }
 
-impl<E: Env> Choice<'_, E> {
-    /// Brings the flow table up to date, now that the packet is about to leave. Where a flow begins, says at which index of
-    /// `FLOW_TUPLES` its tuple is to be recorded; else [`NO_TUPLE`].
-    #[inline(always)]
-    pub fn commit(&self, env: &E) -> u32 {
-        if self.way == NO_WAY {
-            return NO_TUPLE;
-        }
-        let mut way = self.way;
-        if way == ANY_WAY {
-            let recorded = flow::record(self.line, self.new);
-            if recorded.way >= WAYS {
-                env.count(Reason::FlowNotRecorded);
-                return NO_TUPLE;
-            }
-            if recorded.evicted {
-                env.count(Reason::FlowEvicted);
-            }
-            way = recorded.way;
-        } else if !self.line.replace(way, self.old, self.new) {
-            // Losing the race to the other direction's packet loses a second of idle time at most.
-            return NO_TUPLE;
-        } else if !self.begins {
-            if self.old.backend() != self.id {
-                env.count(Reason::SecondChance);
-                env.count_moved_away(self.old.backend());
-            }
-            return NO_TUPLE;
-        }
-        self.line_index * WAYS as u32 + way as u32
+/// The tuple of the flow in hand, without an entry for the way back.
+#[inline(always)]
+pub(super) fn tuple(work: &Work) -> FlowTuple {
+    FlowTuple {
+        client: work.client,
+        client_port: work.client_port,
+        vip_port: work.vip_port,
+        listener: work.listener,
+        partner: 0,
+        snat_port: crate::abi::Be16::new(0),
+        snat_index: 0,
+    }
+}
+
+/// Remembers where a sticky client went.
+#[inline(always)]
+fn stick<E: Env>(env: &E, work: &mut Work, new: FlowWord) {
+    let Some(listener) = env.listener(work.listener) else { return };
+    if !listener.flags.has(ListenerFlags::STICKY) {
+        return;
+    }
+    if let Some(backend) = env.backend(new.backend()) {
+        work.sticky = StickyKey { client: work.client, service: listener.service };
+        env.stick(&work.sticky, &Sticky { server: backend.server, time: new.time(), pad: 0 });
     }
 }

@@ -1,134 +1,128 @@
-//! A client's packet on its way to a backend (`nat`: the destination is rewritten).
+//! A client's packet on its way to a backend. One of a known flow is rewritten and sent here by `nat`; new flows and other
+//! modes go on in [`super::out`].
 
-use super::transport::{Ports, Transport};
-use super::{Parsed, select, write};
-use crate::abi::net::{Be16, Family, Protocol};
-use crate::abi::{FlowTuple, SchedulerCode};
-use crate::env::{Env, Reach};
+use super::transport::{self, Is, Ports, Transport};
+use super::work::Work;
+use super::{Stage, hop, refuse};
+use crate::abi::flow::{FlowState, FlowWord, WAYS};
+use crate::abi::{BackendFlags, Family, Mode};
+use crate::env::{Env, Line, Reach, Step};
+use crate::flow;
 use crate::packet::Packet;
-use crate::packet::eth::{self, Macs};
-use crate::packet::ip::IpHeader;
-use crate::packet::tcp::{self, Tcp, TcpFlags};
-use crate::verdict::{Action, Reason, Verdict};
+use crate::packet::eth;
+use crate::packet::head::{Address, Head};
+use crate::verdict::{Reason, Verdict};
 
-/// A function of its own in the program too: BPF allows 512 bytes of stack, and each function gets its frame.
-#[inline(never)]
-pub(super) fn forward<I: IpHeader, P: Packet, E: Env>(
+/// For [`Work::leave_flow`]: the flow is in the middle of its life, and its backend is well.
+pub(super) const KNOWN: u32 = 3;
+
+#[inline(always)]
+pub(super) fn forward<I: Head, P: Packet, E: Env, const KIND: u8>(
     packet: &mut P,
     env: &E,
-    parsed: &mut Parsed<I>,
-    ports: Ports,
+    work: &mut Work,
+    ip: I,
+    is: Is,
     listener_id: u32,
 ) -> Verdict {
-    try_forward(packet, env, parsed, ports, listener_id).unwrap_or_else(|verdict| verdict)
-}
-
-#[inline(always)]
-fn try_forward<I: IpHeader, P: Packet, E: Env>(
-    packet: &mut P,
-    env: &E,
-    parsed: &mut Parsed<I>,
-    ports: Ports,
-    listener_id: u32,
-) -> Result<Verdict, Verdict> {
-    let listener = env.listener(listener_id).ok_or(Reason::StaleRecord.drop())?;
-    let transport =
-        Transport::read(packet, parsed.protocol, parsed.l4(), parsed.l4_len, I::FAMILY == Family::V4)?;
-
-    let hash = I::flow_hash(
-        env.hash_key(),
-        parsed.ip.source(),
-        parsed.ip.destination(),
-        ports.source,
-        ports.destination,
-        parsed.protocol,
-    );
-    let source = if listener.scheduler == SchedulerCode::SOURCE_HASH {
-        let client = parsed.ip.source();
-        I::flow_hash(env.hash_key(), client, client, Be16::new(0), Be16::new(0), Protocol::Tcp)
-    } else {
-        hash
+    let Is { l4, l4_len, protocol, ports } = is;
+    let transport = match Transport::read::<KIND, P>(packet, protocol, l4, l4_len, I::FAMILY) {
+        Ok(transport) => transport,
+        Err(verdict) => return verdict,
     };
-    let choice = select::choose(env, listener_id, listener, hash, source, transport.flags)?;
-    if choice.reset {
-        choice.commit(env);
-        return answer_reset(packet, parsed);
+    let (client, vip) = (ip.source(), ip.destination());
+    let hash = I::flow_hash(env.hash_key(), client, vip, ports.source, ports.destination, protocol);
+    let line_index = hash.line(env.flow_lines());
+    let Some(line) = env.flow_line(line_index) else { return Reason::StaleRecord.drop() };
+    let way = flow::find(line, hash.fingerprint());
+    let word = if way < WAYS { line.load(way) } else { FlowWord::FREE };
+
+    // The common case: a known flow in the middle of its life, whose backend is well.
+    let steady = if transport.tcp().is_some() { FlowState::Established } else { FlowState::Datagram };
+    let id = word.backend();
+    let Some(backend) = env.backend(id) else { return Reason::StaleRecord.drop() };
+    let now = env.now();
+    let known = way < WAYS
+        && word.state() as u8 == steady as u8
+        && transport.is_plain()
+        && backend.flags.has(BackendFlags::VALID)
+        && !backend.flags.has(BackendFlags::DOWN)
+        && backend.listener == listener_id;
+    if known {
+        env.trace(Step::Flow, id, word.state() as u32);
     }
-    if parsed.ip.hops() <= 1 {
-        return Ok(Reason::HopsExhausted.pass());
+    if !known || backend.mode != Mode::NAT || backend.flags.has(BackendFlags::REVERSE) {
+        work.l4 = l4 as u32;
+        work.l4_len = l4_len;
+        work.protocol = u32::from(protocol);
+        work.flags = transport.flags;
+        work.client = client.to_mapped();
+        work.client_port = ports.source;
+        work.vip_port = ports.destination;
+        work.listener = listener_id;
+        work.hash = hash.0;
+        work.line = line_index;
+        work.way = way as u32;
+        work.old = word;
+        work.leave_flow = if known { KNOWN } else { 0 };
+        return out_stage::<I>();
+    }
+    work.backend = id;
+    work.from_backend = 0;
+    if ip.hops() <= 1 {
+        return refuse::hops::<I>(work, l4);
     }
 
-    let addr_change = parsed.ip.set_destination(I::from_mapped(&choice.backend.addr));
-    let new_ports = Ports { source: ports.source, destination: choice.backend.port };
-    let checksum = transport.updated(addr_change.plus(ports.change(new_ports)));
-
-    parsed.find_route(env);
-    let verdict = match parsed.route.reach {
-        Reach::Known => {
-            parsed.ip.decrement_hops();
-            Reason::ToBackend.send(parsed.route.ifindex, env.ingress())
-        }
+    let server = I::Addr::from_mapped(&backend.addr);
+    let found =
+        hop::to_backend(env, work, id, ip.packet_len(), |q| hop::query(q, &ip, client, server, protocol));
+    let (verdict, hops) = match found.reach {
+        Reach::Known => (hop::send(env, work, Reason::ToBackend, &found.hop), 1),
         // The kernel forwards what it gets, takes the hop off, and asks for the MAC address meanwhile.
-        Reach::NeighbourUnknown | Reach::Elsewhere => Reason::ToBackendByKernel.pass(),
-        Reach::TooBig => return Ok(Reason::TooBig.pass()),
-        Reach::NotForwarded | Reach::Refused => return Err(Reason::NoRoute.drop()),
-        Reach::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),
-        Reach::Unsupported => return Err(Reason::UnusableRoute.drop()),
+        Reach::NeighbourUnknown | Reach::Elsewhere => (Reason::ToBackendByKernel.pass(), 0),
+        // And it cuts into fragments what may be cut.
+        Reach::TooBig if ip.may_fragment() => (Reason::ToBackendByKernel.pass(), 0),
+        Reach::TooBig => return refuse::too_big::<I>(work, l4, work.mtu),
+        reach => return no_way(reach),
     };
-    let index = choice.commit(env);
-    if index != select::NO_TUPLE {
-        let tuple = parsed.tuple.write(FlowTuple {
-            client: I::to_mapped(parsed.ip.source()),
-            client_port: ports.source,
-            vip_port: ports.destination,
-            listener: listener_id,
-        });
-        env.record_tuple(index, tuple);
+    let new = word.at(word.state(), now);
+    if new != word {
+        // Losing the race to the other direction's packet loses a second of idle time at most.
+        line.replace(way, word, new);
     }
-    env.count_to_backend(choice.id, parsed.ip.packet_len() as u32);
-    write(packet, parsed, new_ports, checksum)?;
-    Ok(verdict)
+
+    // A range of ports keeps the one that the client has used.
+    let port = if backend.port.raw() == 0 { ports.destination } else { backend.port };
+    let new_ports = Ports { source: ports.source, destination: port };
+    let change = vip.negative_sum().plus(server.sum()).plus(ports.change(new_ports));
+    env.count_to_backend(id, ip.packet_len());
+    let written = ip.rewrite(packet, eth::LEN, client, server, hops).and(transport::rewrite::<KIND, P>(
+        packet,
+        protocol,
+        l4,
+        new_ports,
+        transport.updated(change),
+    ));
+    if hops != 0 && packet.write(0, &found.hop.macs).is_none() || written.is_none() {
+        return Reason::WriteFailed.drop();
+    }
+    verdict
 }
 
-/// Turns the client's segment into the RST that ends its connection (RFC 9293 section 3.10.7.1) and sends it back.
-///
-/// The client accepts it because its sequence number is the one it expects next: what it acknowledged.
+/// Why a packet cannot be sent to its backend.
 #[inline(always)]
-fn answer_reset<I: IpHeader, P: Packet>(packet: &mut P, parsed: &mut Parsed<I>) -> Result<Verdict, Verdict> {
-    let l4 = parsed.l4();
-    let Parsed { ip, tcp, route, .. } = parsed;
-    let tcp: &mut Tcp = tcp.write(packet.read(l4).ok_or(Reason::MalformedTcp.drop())?);
-    // Never a RST for a RST; and without an acknowledgment there is no connection to end.
-    if tcp.flags.has(TcpFlags::RST) || !tcp.flags.has(TcpFlags::ACK) {
-        return Err(Reason::BackendGone.drop());
+pub(super) const fn no_way(reach: Reach) -> Verdict {
+    match reach {
+        Reach::ForwardingDisabled => Reason::ForwardingDisabled.drop(),
+        Reach::Unsupported => Reason::UnusableRoute.drop(),
+        _ => Reason::NoRoute.drop(),
     }
-    ip.answer(Protocol::Tcp, tcp::LEN as u16);
-    *tcp = Tcp {
-        source: tcp.destination,
-        destination: tcp.source,
-        sequence: tcp.acknowledgment,
-        acknowledgment: [0; 4],
-        data_offset: 5 << 4,
-        flags: TcpFlags::RST,
-        window: Be16::new(0),
-        checksum: [0; 2],
-        urgent: Be16::new(0),
-    };
-    tcp.checksum = ip
-        .pseudo_sum(Protocol::Tcp, tcp::LEN as u16)
-        .add16(tcp.source.0)
-        .add16(tcp.destination.0)
-        .add32(tcp.sequence)
-        .add16([tcp.data_offset, tcp.flags.0])
-        .checksum();
+}
 
-    let came: Macs = packet.read(0).ok_or(Reason::TruncatedFrame.drop())?;
-    route.macs = Macs { destination: came.source, source: came.destination };
-    packet
-        .write(0, &route.macs)
-        .and(packet.write(eth::LEN, ip))
-        .and(packet.write(eth::LEN + I::LEN, tcp))
-        .and(packet.truncate(eth::LEN + I::LEN + tcp::LEN))
-        .ok_or(Reason::WriteFailed.drop())?;
-    Ok(Verdict { ifindex: 0, action: Action::Transmit, reason: Reason::ClientReset })
+#[inline(always)]
+pub(super) const fn out_stage<I: Head>() -> Verdict {
+    match I::FAMILY {
+        Family::V4 => Stage::Out4.next(),
+        Family::V6 => Stage::Out6.next(),
+    }
 }

@@ -1,64 +1,87 @@
 //! A backend's packet on its way back to the client (`nat`: the source is rewritten to the VIP).
 //!
-//! The way back needs no flow: the backend's address and port tell the VIP. The flow only tells apart what is not a
-//! reply at all, and has its state followed.
+//! The way back needs no flow where the backend's address and port tell the VIP; otherwise it goes on in
+//! [`super::reverse`]. The flow only tells apart what is not a reply at all, and has its state followed.
 //!
 //! A reply without a flow answers a host that spoke to the backend's own address: a client's first packet leaves a
 //! record unless its line is full, so where there is room, no record means no client of ours. TCP is judged at the
 //! backend's SYN-ACK and the judgement is recorded: a record that is lost later must not break a connection.
 
-use super::transport::{Ports, Transport};
-use super::{Parsed, write};
+use super::transport::{self, Is, Ports, Transport};
+use super::work::Work;
+use super::{Stage, hop, refuse};
 use crate::abi::flow::{FlowState, FlowTuple, FlowWord, WAYS};
-use crate::abi::net::Family;
-use crate::abi::{BackendFlags, Listener, ListenerFlags};
+use crate::abi::{Backend, BackendFlags, Be16, Family, Listener, ListenerFlags, Mode};
 use crate::env::{Env, Line, Reach, Step};
 use crate::flow;
 use crate::packet::Packet;
-use crate::packet::ip::IpHeader;
+use crate::packet::eth;
+use crate::packet::head::{Address, Head};
 use crate::packet::tcp::TcpFlags;
 use crate::verdict::{Reason, Verdict};
 
-/// A function of its own in the program too: BPF allows 512 bytes of stack, and each function gets its frame.
-#[inline(never)]
-pub(super) fn forward<I: IpHeader, P: Packet, E: Env>(
-    packet: &mut P,
-    env: &E,
-    parsed: &mut Parsed<I>,
-    ports: Ports,
-    backend_id: u32,
-) -> Verdict {
-    try_forward(packet, env, parsed, ports, backend_id).unwrap_or_else(|verdict| verdict)
+/// What a reply becomes: the client and the VIP that it is between.
+#[derive(Clone, Copy)]
+pub(super) struct Ends<A> {
+    pub client: A,
+    pub client_port: Be16,
+    pub vip: A,
+    pub vip_port: Be16,
 }
 
 #[inline(always)]
-fn try_forward<I: IpHeader, P: Packet, E: Env>(
+pub(super) fn forward<I: Head, P: Packet, E: Env, const KIND: u8>(
     packet: &mut P,
     env: &E,
-    parsed: &mut Parsed<I>,
-    ports: Ports,
+    work: &mut Work,
+    ip: I,
+    is: Is,
     backend_id: u32,
-) -> Result<Verdict, Verdict> {
-    let backend = env.backend(backend_id).ok_or(Reason::StaleRecord.drop())?;
-    if !backend.flags.has(BackendFlags::VALID) {
-        return Ok(Reason::NoService.pass());
+    backend: &Backend,
+) -> Verdict {
+    if backend.mode != Mode::NAT || backend.flags.has(BackendFlags::REVERSE) {
+        work.backend = backend_id;
+        work.l4 = is.l4 as u32;
+        work.l4_len = is.l4_len;
+        work.protocol = u32::from(is.protocol);
+        return match I::FAMILY {
+            Family::V4 => Stage::Back4.next(),
+            Family::V6 => Stage::Back6.next(),
+        };
     }
-    let listener = env.listener(backend.listener).ok_or(Reason::StaleRecord.drop())?;
-    let transport =
-        Transport::read(packet, parsed.protocol, parsed.l4(), parsed.l4_len, I::FAMILY == Family::V4)?;
-    let vip = I::from_mapped(&listener.vip);
-    let hash = I::flow_hash(
-        env.hash_key(),
-        parsed.ip.destination(),
-        vip,
-        ports.destination,
-        listener.port,
-        parsed.protocol,
-    );
+    let Some(listener) = env.listener(backend.listener) else { return Reason::StaleRecord.drop() };
+    let ends = Ends {
+        client: ip.destination(),
+        client_port: is.ports.destination,
+        vip: I::Addr::from_mapped(&listener.vip),
+        // A range of ports has been kept.
+        vip_port: if backend.port.raw() == 0 { is.ports.source } else { listener.port },
+    };
+    reply::<I, P, E, KIND>(packet, env, work, ip, is, backend_id, ends)
+}
 
+/// Sends a reply on between these ends.
+#[inline(always)]
+pub(super) fn reply<I: Head, P: Packet, E: Env, const KIND: u8>(
+    packet: &mut P,
+    env: &E,
+    work: &mut Work,
+    ip: I,
+    is: Is,
+    backend_id: u32,
+    ends: Ends<I::Addr>,
+) -> Verdict {
+    let Is { l4, l4_len, protocol, ports } = is;
+    let Some(backend) = env.backend(backend_id) else { return Reason::StaleRecord.drop() };
+    let Some(listener) = env.listener(backend.listener) else { return Reason::StaleRecord.drop() };
+    let transport = match Transport::read::<KIND, P>(packet, protocol, l4, l4_len, I::FAMILY) {
+        Ok(transport) => transport,
+        Err(verdict) => return verdict,
+    };
+    let hash = I::flow_hash(env.hash_key(), ends.client, ends.vip, ends.client_port, ends.vip_port, protocol);
     let line_index = hash.line(env.flow_lines());
-    let line = env.flow_line(line_index).ok_or(Reason::StaleRecord.drop())?;
-    let way = line.find(hash.fingerprint());
+    let Some(line) = env.flow_line(line_index) else { return Reason::StaleRecord.drop() };
+    let way = flow::find(line, hash.fingerprint());
     let known = way < WAYS;
     let word = if known { line.load(way) } else { FlowWord::FREE };
     if known {
@@ -68,78 +91,110 @@ fn try_forward<I: IpHeader, P: Packet, E: Env>(
     }
     // A flow with another backend means that the client has moved on; this one's last words keep the address they had.
     let ours = known && word.backend() == backend_id;
-    if ours && word.state() == FlowState::Direct {
-        return Ok(Reason::ReplyNotOurs.pass());
+    if ours && word.state() as u8 == FlowState::Direct as u8 {
+        return Reason::ReplyNotOurs.pass();
+    }
+    work.backend = backend_id;
+    work.from_backend = 1;
+    work.client = [0; 16];
+    let snat = backend.mode == Mode::SNAT;
+    if snat {
+        work.client = ends.client.to_mapped();
     }
 
-    let addr_change = parsed.ip.set_source(vip);
-    let new_ports = Ports { source: listener.port, destination: ports.destination };
-    let checksum = transport.updated(addr_change.plus(ports.change(new_ports)));
-    parsed.find_route(env);
-    if parsed.ip.hops() <= 1 {
-        return Ok(Reason::HopsExhausted.pass());
+    let tcp = transport.tcp();
+    if ours
+        && backend.flags.has(BackendFlags::DOWN.with(BackendFlags::RESET))
+        && let Some(flags) = tcp
+        && flags.has(TcpFlags::ACK)
+        && !flags.has(TcpFlags::RST)
+    {
+        env.change(line, way, word, word.at(FlowState::Closed, env.now()));
+        work.l4 = l4 as u32;
+        return refuse::reset_backend::<I>(work);
     }
-    let verdict = match parsed.route.reach {
-        Reach::Known => {
-            parsed.ip.decrement_hops();
-            Reason::ToClient.send(parsed.route.ifindex, env.ingress())
-        }
+
+    if snat && ip.hops() <= 1 {
+        return refuse::hops::<I>(work, l4);
+    }
+    let found = hop::to_client::<I, E>(env, work, ends.client, ip.packet_len(), |q| {
+        hop::query(q, &ip, ends.vip, ends.client, protocol);
+    });
+    if ip.hops() <= 1 {
+        return Reason::HopsExhausted.pass();
+    }
+    let (verdict, hops) = match found.reach {
+        Reach::Known => (hop::send(env, work, Reason::ToClient, &found.hop), 1),
         // The kernel forwards what it gets, takes the hop off, and asks for the MAC address meanwhile.
-        Reach::NeighbourUnknown | Reach::Elsewhere => Reason::ToClientByKernel.pass(),
-        Reach::TooBig => return Ok(Reason::TooBig.pass()),
-        Reach::NotForwarded => return Ok(Reason::ReplyToGateway.pass()),
+        Reach::NeighbourUnknown | Reach::Elsewhere => (Reason::ToClientByKernel.pass(), 0),
+        // And it cuts into fragments what may be cut.
+        Reach::TooBig if ip.may_fragment() => (Reason::ToClientByKernel.pass(), 0),
+        Reach::TooBig if snat => return refuse::too_big::<I>(work, l4, work.mtu),
+        Reach::TooBig => return Reason::TooBig.pass(),
+        Reach::NotForwarded => return Reason::ReplyToGateway.pass(),
         // Whoever is no client of ours may be reached in ways that only the kernel knows.
-        _ if !known => return Ok(Reason::ReplyNotOurs.pass()),
-        Reach::Refused => return Err(Reason::NoRoute.drop()),
-        Reach::ForwardingDisabled => return Err(Reason::ForwardingDisabled.drop()),
-        Reach::Unsupported => return Err(Reason::UnusableRoute.drop()),
+        _ if !known => return Reason::ReplyNotOurs.pass(),
+        Reach::Refused => return Reason::NoRoute.drop(),
+        Reach::ForwardingDisabled => return Reason::ForwardingDisabled.drop(),
+        Reach::Unsupported => return Reason::UnusableRoute.drop(),
     };
 
     if ours {
-        if word.state() == FlowState::Opening && holds_back(listener, word, transport.flags) {
-            return Err(Reason::RefusalHeld.drop());
+        if word.state() as u8 == FlowState::Opening as u8 && holds_back(listener, word, tcp) {
+            return Reason::RefusalHeld.drop();
         }
-        let state = match transport.flags {
+        let state = match tcp {
             Some(flags) => flow::after_backend(word.state(), flags),
             None => word.state(),
         };
         let new = word.at(state, env.now());
         if new != word {
             // Losing the race to the client's packet loses a second of idle time at most.
-            line.replace(way, word, new);
+            env.change(line, way, word, new);
         }
     } else if known {
-        if is_late_answer(word, transport.flags) {
-            return Err(Reason::LateAnswer.drop());
+        if is_late_answer(word, tcp) {
+            return Reason::LateAnswer.drop();
         }
     } else {
-        let new = FlowWord::new(hash.fingerprint(), backend_id, FlowState::Direct, env.now());
-        match transport.flags {
+        match tcp {
             Some(flags) if flags.answers() => {
-                let recorded = flow::record(line, new);
+                let new = FlowWord::new(hash.fingerprint(), backend_id, FlowState::Direct, env.now());
+                let recorded = flow::record(env, line, new);
                 if recorded.way < WAYS {
                     if recorded.evicted {
                         env.count(Reason::FlowEvicted);
                     }
-                    let tuple = parsed.tuple.write(FlowTuple {
-                        client: I::to_mapped(parsed.ip.destination()),
-                        client_port: ports.destination,
-                        vip_port: listener.port,
+                    let tuple = FlowTuple {
+                        client: ends.client.to_mapped(),
+                        client_port: ends.client_port,
+                        vip_port: ends.vip_port,
                         listener: backend.listener,
-                    });
-                    env.record_tuple(line_index * WAYS as u32 + recorded.way as u32, tuple);
-                    return Ok(Reason::ReplyNotOurs.pass());
+                        ..FlowTuple::default()
+                    };
+                    env.record_tuple(line_index * WAYS as u32 + recorded.way as u32, &tuple);
+                    return Reason::ReplyNotOurs.pass();
                 }
             }
             Some(_) => {}
-            None if flow::has_room(line) => return Ok(Reason::ReplyNotOurs.pass()),
+            None if flow::has_room(line) => return Reason::ReplyNotOurs.pass(),
             None => {}
         }
     }
 
-    env.count_from_backend(backend_id, parsed.ip.packet_len() as u32);
-    write(packet, parsed, new_ports, checksum)?;
-    Ok(verdict)
+    env.count_from_backend(backend_id, ip.packet_len());
+    let new_ports = Ports { source: ends.vip_port, destination: ends.client_port };
+    let mut change = ip.source().negative_sum().plus(ends.vip.sum()).plus(ports.change(new_ports));
+    if snat {
+        change = change.plus(ip.destination().negative_sum()).plus(ends.client.sum());
+    }
+    let written = ip
+        .rewrite(packet, eth::LEN, ends.vip, ends.client, hops)
+        .and(transport::rewrite::<KIND, P>(packet, protocol, l4, new_ports, transport.updated(change)));
+    if hops != 0 && packet.write(0, &found.hop.macs).is_none() || written.is_none() {
+        return Reason::WriteFailed.drop();
+    }
+    verdict
 }
 
 /// Whether a backend's refusal is kept from the client, as another backend can take its next attempt. The last one's
@@ -150,8 +205,13 @@ fn holds_back(listener: &Listener, word: FlowWord, flags: Option<TcpFlags>) -> b
         Some(flags) => flags.has(TcpFlags::RST),
         None => false,
     };
-    refuses
-        && listener.flags.has(ListenerFlags::SECOND_CHANCE)
+    refuses && has_chance(listener, word)
+}
+
+/// Whether an opening flow can still go to another backend.
+#[inline(always)]
+pub(super) fn has_chance(listener: &Listener, word: FlowWord) -> bool {
+    listener.flags.has(ListenerFlags::SECOND_CHANCE)
         && word.moves() + 1 < listener.current_table().members().min(8)
 }
 

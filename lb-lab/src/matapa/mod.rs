@@ -31,6 +31,8 @@ pub struct Matapa {
     config: PathBuf,
     socket: PathBuf,
     pins: PathBuf,
+    /// The gateway's.
+    devices: Vec<&'static str>,
     process: Option<Process>,
 }
 
@@ -46,6 +48,7 @@ impl Matapa {
             config: config.to_owned(),
             socket: lab.directory().join(format!("{name}.sock")),
             pins: lab.pin_directory(name),
+            devices: gateway.devices(),
             process: None,
         }
     }
@@ -310,7 +313,7 @@ impl Matapa {
     /// # Errors
     /// When a program is still attached or a pin is left.
     pub fn check_nothing_left(&self) -> Result<()> {
-        for interface in ["ext", "int"] {
+        for interface in self.devices.iter().copied() {
             if self.attached(interface)? {
                 bail!("an XDP program is still attached to {interface}: {}", tail(&self.log()));
             }

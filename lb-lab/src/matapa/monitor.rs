@@ -80,6 +80,15 @@ impl Monitor {
             matches!(kind, EventKind::Health { backend: name, to: health, .. } if name == backend && health == to)
         })
     }
+
+    /// Waits for a vhid to become `to`.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn wait_carp(&self, to: &str, since: Instant, limit: Duration) -> Result<Seen> {
+        let wanted = |kind: &EventKind| matches!(kind, EventKind::Carp { to: state, .. } if state == to);
+        self.wait(&format!("a vhid to become {to}"), since, limit, wanted)
+    }
 }
 
 impl Drop for Monitor {

@@ -121,6 +121,12 @@ pub enum EventKind {
     Reload {
         operations: u64,
     },
+    Carp {
+        name: String,
+        from: String,
+        to: String,
+        reason: String,
+    },
     #[serde(other)]
     Other,
 }

@@ -21,7 +21,7 @@ pub struct DnsServer {
 }
 
 impl DnsServer {
-    /// Serves `port` on both addresses of `host`, over UDP and TCP.
+    /// Serves `port` on all addresses of `host`, over UDP and TCP.
     ///
     /// # Errors
     /// When dnsmasq is missing or does not start.
@@ -30,8 +30,8 @@ impl DnsServer {
         command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-hosts", "--no-resolv"]);
         command.args(["--user=root", "--group=root", "--pid-file", "--bind-interfaces", "--log-facility=-"]);
         command.arg(format!("--port={port}"));
-        for v6 in [false, true] {
-            command.arg(format!("--listen-address={}", host.address(v6)));
+        for address in host.addresses() {
+            command.arg(format!("--listen-address={address}"));
         }
         command.arg(format!("--txt-record={NAME},{}", host.name));
         let mut process = lab.start(&host.netns, &format!("dnsmasq-{}", host.name), command)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ use crate::topology::Host;
 pub struct EchoServer {
     stop: Arc<AtomicBool>,
     connections: Connections,
+    /// Of connections, over all listeners.
+    numbers: Arc<AtomicU64>,
 }
 
 /// The open ones by number, to be cut when the server goes away.
@@ -28,8 +30,8 @@ impl EchoServer {
     /// # Errors
     /// When the port is taken.
     pub fn start(host: &Host, port: u16) -> Result<Self> {
-        let server = Self { stop: Arc::default(), connections: Arc::default() };
-        for address in [host.address(false), host.address(true)] {
+        let server = Self { stop: Arc::default(), connections: Arc::default(), numbers: Arc::default() };
+        for address in host.addresses() {
             server.listen(&host.netns, &host.name, address, port)?;
         }
         Ok(server)
@@ -40,19 +42,18 @@ impl EchoServer {
         let listener =
             netns.run(|| TcpListener::bind(target))?.with_context(|| format!("cannot listen on {target}"))?;
         listener.set_nonblocking(true)?;
-        let (stop, connections) = (Arc::clone(&self.stop), Arc::clone(&self.connections));
+        let (stop, connections, numbers) =
+            (Arc::clone(&self.stop), Arc::clone(&self.connections), Arc::clone(&self.numbers));
         let greeting = format!("{name}\n");
         // Sockets stay in the namespace they were made in; their threads may be anywhere.
         std::thread::Builder::new().name(format!("echo-{name}")).spawn(move || {
-            let mut number = u64::from(target.is_ipv6());
             while !stop.load(Ordering::Relaxed) {
                 let Ok((stream, _)) = listener.accept() else {
                     std::thread::sleep(Duration::from_millis(2));
                     continue;
                 };
-                // Even for IPv4, odd for IPv6: the two listeners share the map.
-                number += 2;
-                let (greeting, open, own) = (greeting.clone(), Arc::clone(&connections), number);
+                let own = numbers.fetch_add(1, Ordering::Relaxed);
+                let (greeting, open) = (greeting.clone(), Arc::clone(&connections));
                 let _ = std::thread::Builder::new().stack_size(128 << 10).spawn(move || {
                     if let Ok(copy) = stream.try_clone() {
                         open.lock().unwrap_or_else(PoisonError::into_inner).insert(own, copy);

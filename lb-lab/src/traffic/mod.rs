@@ -6,7 +6,9 @@ pub mod flows;
 pub mod http;
 pub mod iperf;
 mod line;
+pub mod path;
 pub mod prober;
+pub mod raw;
 pub mod smtp;
 pub mod udp;
 

@@ -38,24 +38,24 @@ pub struct Received {
     pub client: String,
 }
 
-/// A mail server: one smtp-sink for each address family.
+/// A mail server: one smtp-sink for each address.
 #[derive(Debug)]
 pub struct Sink {
     lab: Arc<Lab>,
     name: String,
     netns: Netns,
-    listen: [SocketAddr; 2],
+    listen: Vec<SocketAddr>,
     starts: u32,
     processes: Vec<Process>,
 }
 
 impl Sink {
-    /// Starts smtp-sink on `port` of both addresses of `host`, greeting with the host's name.
+    /// Starts smtp-sink on `port` of all addresses of `host`, greeting with the host's name.
     ///
     /// # Errors
     /// When it is missing or does not start.
     pub fn start(lab: &Arc<Lab>, host: &Host, port: u16) -> Result<Self> {
-        let listen = [false, true].map(|v6| SocketAddr::new(host.address(v6), port));
+        let listen = host.addresses().into_iter().map(|address| SocketAddr::new(address, port)).collect();
         let mut sink = Self {
             lab: Arc::clone(lab),
             name: host.name.clone(),
@@ -75,17 +75,18 @@ impl Sink {
     pub fn restart(&mut self) -> Result<()> {
         self.kill()?;
         self.starts += 1;
-        for (listen, family) in self.listen.iter().zip(["-4", "-6"]) {
-            let directory = self.directory().join(format!("{}{family}", self.starts));
+        for (number, listen) in self.listen.iter().enumerate() {
+            let family = if listen.is_ipv4() { "-4" } else { "-6" };
+            let directory = self.directory().join(format!("{}.{number}", self.starts));
             fs::create_dir_all(&directory)?;
             let mut command = self.lab.command("smtp-sink")?;
             command.args([family, "-u", "root", "-m", "4000", "-h", &format!("{}.example", self.name)]);
             command.arg("-d").arg(directory.join("m."));
             command.args([listen.to_string().as_str(), "1024"]);
-            let label = format!("smtp-sink-{}{family}", self.name);
+            let label = format!("smtp-sink-{}.{number}", self.name);
             self.processes.push(self.lab.start(&self.netns, &label, command)?);
         }
-        let (netns, listen) = (self.netns.clone(), self.listen);
+        let (netns, listen) = (self.netns.clone(), self.listen.clone());
         wait_until("smtp-sink to listen", Duration::from_secs(5), || {
             self.processes.iter_mut().try_for_each(Process::check_running)?;
             netns.run(|| {

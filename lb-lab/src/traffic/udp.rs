@@ -22,17 +22,17 @@ pub struct UdpEcho {
 }
 
 impl UdpEcho {
-    /// Listens on `port` of both addresses of `host`.
+    /// Listens on `port` of all addresses of `host`.
     ///
     /// # Errors
     /// When the port is taken.
     pub fn start(host: &Host, port: u16) -> Result<Self> {
         let echo = Self { stop: Arc::default() };
-        for address in [host.address(false), host.address(true)] {
+        for address in host.addresses() {
             let socket = bind(&host.netns, SocketAddr::new(address, port))?;
             let (stop, name) = (Arc::clone(&echo.stop), host.name.clone());
             std::thread::Builder::new().name(format!("udp-echo-{name}")).spawn(move || {
-                let mut buffer = [0; 256];
+                let mut buffer = vec![0; 65_536];
                 while !stop.load(Ordering::Relaxed) {
                     if let Ok((count, from)) = socket.recv_from(&mut buffer) {
                         let mut answer = buffer[..count].to_vec();
@@ -57,6 +57,31 @@ fn bind(netns: &Netns, address: SocketAddr) -> Result<UdpSocket> {
         netns.run(|| UdpSocket::bind(address))?.with_context(|| format!("cannot listen on {address}"))?;
     socket.set_read_timeout(Some(Duration::from_millis(50)))?;
     Ok(socket)
+}
+
+/// Sends `text` to `target` as one datagram, in fragments if it must be, and returns which server sent the
+/// same back; `None` when none does in a second.
+///
+/// # Errors
+/// When no socket can be had or the kernel refuses to send.
+pub fn ask(netns: &Netns, target: SocketAddr, text: &[u8]) -> Result<Option<String>> {
+    let socket = bind(netns, SocketAddr::new(unspecified(target), 0))?;
+    let mut buffer = vec![0; 65_536];
+    socket.send_to(text, target).with_context(|| format!("cannot send to {target}"))?;
+    let start = Instant::now();
+    while start.elapsed() < GRACE {
+        if let Ok((count, from)) = socket.recv_from(&mut buffer)
+            && from == target
+            && let Some(server) = buffer[..count].strip_prefix(text)
+        {
+            return Ok(Some(String::from_utf8_lossy(server).trim().to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+fn unspecified(target: SocketAddr) -> IpAddr {
+    if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 /// What became of the datagrams.
@@ -84,9 +109,7 @@ impl UdpStream {
     /// # Errors
     /// When no socket can be had.
     pub fn start(netns: &Netns, target: SocketAddr, every: Duration) -> Result<Self> {
-        let any: IpAddr =
-            if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let socket = bind(netns, SocketAddr::new(any, 0))?;
+        let socket = bind(netns, SocketAddr::new(unspecified(target), 0))?;
         let stop = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&stop);
         let thread = netns.thread("udp-stream", move || exchange(&socket, target, every, &ended))?;

@@ -4,14 +4,24 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests; clippy knows test functions only")]
 
+mod balance;
+mod carp;
+mod carp_support;
 mod cleanup;
 mod errors;
+mod explain_trace;
 mod failure;
 mod lifecycle;
+mod live_counts;
+mod modes;
 mod operator;
+mod plain;
 mod reload;
+mod resets;
 mod routing;
+mod second_chance;
 mod speed;
 mod story;
 mod support;
+mod sync;
 mod traffic;

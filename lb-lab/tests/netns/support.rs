@@ -10,7 +10,7 @@ use lb_lab::matapa::Matapa;
 use lb_lab::topology::{VIP_V4, VIP_V6};
 use lb_lab::traffic::prober::Attempt;
 use lb_lab::traffic::{EchoServer, Prober};
-use lb_lab::{Gateway, Host, Lab, Netns, Plan, Topology};
+use lb_lab::{Gateway, Host, Lab, Netns, Plan, Shape, Topology};
 
 /// The usual port of the echo service, TCP and UDP.
 pub const ECHO: u16 = 7;
@@ -92,11 +92,33 @@ impl Rig {
     ) -> (Self, Vec<T>) {
         let mut rig = Self::prepare(config, servers);
         let serving = rig.topology.servers.iter().map(|host| serve(&rig.topology.lab, host)).collect();
-        rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
-        rig.matapa
-            .wait_healthy(Duration::from_secs(5))
-            .unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+        rig.start_daemon();
         (rig, serving)
+    }
+
+    /// Two servers in a network of `shape`; `configure` writes the configuration for it. Started.
+    pub fn shaped<T>(
+        shape: Shape,
+        configure: impl FnOnce(&Topology) -> String,
+        mut serve: impl FnMut(&Arc<Lab>, &Host) -> T,
+    ) -> (Self, Vec<T>) {
+        let lab = Lab::new().unwrap();
+        let topology = Topology::build_shaped(Arc::clone(&lab), &Plan::default(), shape).unwrap();
+        let config = configure(&topology);
+        let gateway = topology.first_gateway().unwrap();
+        let matapa = Matapa::with_config(&lab, gateway, &binary(), &config).unwrap();
+        let mut rig = Self { matapa, topology };
+        let serving = rig.topology.servers.iter().map(|host| serve(&lab, host)).collect();
+        rig.start_daemon();
+        (rig, serving)
+    }
+
+    /// The daemon runs and every backend is up.
+    fn start_daemon(&mut self) {
+        self.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", self.matapa.log()));
+        self.matapa
+            .wait_healthy(Duration::from_secs(5))
+            .unwrap_or_else(|error| panic!("{error:#}\n{}", self.matapa.log()));
     }
 
     /// Two servers with the echo service.

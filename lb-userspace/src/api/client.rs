@@ -12,6 +12,9 @@ use nix::errno::Errno;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use crate::api::carp::{CarpChange, CarpStatus};
+use crate::api::explain::Explanation;
+use crate::api::sync::SyncStatus;
 use crate::api::types::{AdminState, BackendChange, Counters, ErrorBody, Flows, ReloadOutcome, Status};
 
 /// A daemon that takes longer is stuck.
@@ -95,6 +98,15 @@ impl Client {
         self.call(Method::GET, "/v1/counters", PATIENCE).await
     }
 
+    /// What the program would do with a packet; `parameters` as in the query of `GET /v1/explain`.
+    pub async fn explain_json(&self, parameters: &[(&str, &str)]) -> Result<Bytes, ClientError> {
+        self.call(Method::GET, &with_query("/v1/explain", parameters), LONG_PATIENCE).await
+    }
+
+    pub async fn explain(&self, parameters: &[(&str, &str)]) -> Result<Explanation, ClientError> {
+        self.parse(&self.explain_json(parameters).await?)
+    }
+
     /// Enables, drains or disables a backend, in one service or in all that use it.
     pub async fn set_admin(
         &self,
@@ -123,9 +135,41 @@ impl Client {
         self.call(Method::POST, "/v1/poll", LONG_PATIENCE).await.map(drop)
     }
 
+    pub async fn carp(&self) -> Result<CarpStatus, ClientError> {
+        self.parse(&self.carp_json().await?)
+    }
+
+    pub async fn carp_json(&self) -> Result<Bytes, ClientError> {
+        self.call(Method::GET, "/v1/carp", PATIENCE).await
+    }
+
+    pub async fn sync(&self) -> Result<SyncStatus, ClientError> {
+        self.parse(&self.sync_json().await?)
+    }
+
+    pub async fn sync_json(&self) -> Result<Bytes, ClientError> {
+        self.call(Method::GET, "/v1/sync", PATIENCE).await
+    }
+
+    /// `promote`, `demote` or `release`, of one vhid or of all.
+    pub async fn set_carp(&self, action: &str, name: Option<&str>) -> Result<CarpChange, ClientError> {
+        let name = name.map(|name| format!("?name={}", percent_encoded(name))).unwrap_or_default();
+        self.parse(&self.call(Method::POST, &format!("/v1/carp/{action}{name}"), PATIENCE).await?)
+    }
+
     /// Events from now on.
     pub async fn events(&self) -> Result<EventLines, ClientError> {
-        let response = self.in_time(PATIENCE, self.send(Method::GET, "/v1/events")).await?;
+        self.lines("/v1/events", PATIENCE).await
+    }
+
+    /// Packets from now on, each line the JSON of a [`crate::api::trace::TraceLine`].
+    pub async fn trace(&self, filter: &str, rate: u32) -> Result<EventLines, ClientError> {
+        let path = with_query("/v1/trace", &[("filter", filter), ("rate", &rate.to_string())]);
+        self.lines(&path, LONG_PATIENCE).await
+    }
+
+    async fn lines(&self, path: &str, patience: Duration) -> Result<EventLines, ClientError> {
+        let response = self.in_time(patience, self.send(Method::GET, path)).await?;
         let response = self.accepted(response).await?;
         Ok(EventLines { socket: self.socket.clone(), body: response.into_body(), buffer: Vec::new() })
     }
@@ -230,6 +274,18 @@ impl EventLines {
             }
         }
     }
+}
+
+/// A path with these parameters.
+fn with_query(path: &str, parameters: &[(&str, &str)]) -> String {
+    let mut text = path.to_owned();
+    for (separator, (name, value)) in std::iter::once('?').chain(std::iter::repeat('&')).zip(parameters) {
+        text.push(separator);
+        text.push_str(name);
+        text.push('=');
+        text.push_str(&percent_encoded(value));
+    }
+    text
 }
 
 /// Everything but RFC 3986's unreserved characters as `%XX`.

@@ -19,8 +19,10 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 
+use crate::api::carp::CarpStatus;
 use crate::api::error::ApiError;
 use crate::api::server::serve_until;
+use crate::api::sync::SyncStatus;
 use crate::api::types::{AdminState, BackendStatus, Counters, Flows, ServiceState, ServiceStatus, Status};
 use crate::control::request::{ControlHandle, Request};
 use crate::health::Health;
@@ -63,7 +65,9 @@ async fn scrape(State(control): State<ControlHandle>) -> Result<Response, ApiErr
     let status = control.ask(Request::Status).await?;
     let counters = control.ask(Request::Counters).await?;
     let flows = control.ask(|reply| Request::Flows { limit: 0, service: None, reply }).await??;
-    let text = render(&status, &counters, &flows)
+    let carp = control.ask(Request::Carp).await?;
+    let sync = control.ask(Request::Sync).await?;
+    let text = render(&status, &counters, &flows, &carp, &sync)
         .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }
@@ -72,12 +76,20 @@ async fn scrape(State(control): State<ControlHandle>) -> Result<Response, ApiErr
 ///
 /// # Errors
 /// When the encoder fails, which it has no reason to.
-pub fn render(status: &Status, counters: &Counters, flows: &Flows) -> Result<String, std::fmt::Error> {
+pub fn render(
+    status: &Status,
+    counters: &Counters,
+    flows: &Flows,
+    carp: &CarpStatus,
+    sync: &SyncStatus,
+) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("matapa");
     daemon(&mut registry, status, flows);
     packets(&mut registry, counters);
     services(&mut registry, &status.services);
     backends(&mut registry, &status.services);
+    crate::api::carp::register(&mut registry, carp);
+    crate::api::sync::register(&mut registry, sync);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)

@@ -3,11 +3,15 @@
 //! - [`socket`] owns the path of the Unix socket, so that two daemons never share one;
 //! - [`server`] answers on it, [`client`] asks;
 //! - [`metrics`] is the same state for Prometheus, on a TCP port of its own;
-//! - [`types`] is what travels.
+//! - [`types`] is what travels; [`carp`] what of it is about shared addresses, [`explain`] and [`trace`] about single packets.
 
+pub mod carp;
 pub mod client;
 pub mod error;
+pub mod explain;
 pub mod metrics;
 pub mod server;
 pub mod socket;
+pub mod sync;
+pub mod trace;
 pub mod types;

@@ -14,15 +14,22 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::Listener;
 use axum::{Json, Router};
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _, stream};
+use serde::Serialize;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_stream::wrappers::BroadcastStream;
 
+use crate::api::carp::{CarpChange, CarpStatus};
 use crate::api::error::ApiError;
+use crate::api::explain::{Explanation, Question};
 use crate::api::socket::ControlSocket;
-use crate::api::types::{AdminState, BackendChange, Counters, Event, Flows, ReloadOutcome, Status};
+use crate::api::sync::SyncStatus;
+use crate::api::trace::{DEFAULT_RATE, Filter, MOST_RATE};
+use crate::api::types::{AdminState, BackendChange, Counters, Flows, ReloadOutcome, Status};
+use crate::carp::fsm::Wish;
 use crate::control::request::{ControlHandle, Request};
+use crate::net::way;
 
 /// Flows listed when the request does not say.
 const DEFAULT_FLOWS: usize = 1_000;
@@ -41,6 +48,11 @@ const ROUTES: &[&str] = &[
     "GET /v1/flows?limit=N&service=S",
     "GET /v1/counters",
     "GET /v1/events",
+    "GET /v1/explain?source=A:P&destination=A:P/PROTOCOL&flags=F&interface=I&vlan=N",
+    "GET /v1/trace?filter=WORDS&rate=N",
+    "GET /v1/carp",
+    "GET /v1/sync",
+    "POST /v1/carp/{promote|demote|release}?name=N",
     "POST /v1/backends/{name}/{enable|disable|drain}?service=S",
     "POST /v1/reload",
     "POST /v1/poll",
@@ -104,7 +116,12 @@ fn router(control: ControlHandle, closing: watch::Receiver<bool>) -> Router {
         .route("/v1/flows", get(flows))
         .route("/v1/counters", get(counters))
         .route("/v1/events", get(events))
+        .route("/v1/explain", get(explain))
+        .route("/v1/trace", get(trace))
         .route("/v1/backends/{name}/{action}", post(set_admin))
+        .route("/v1/carp", get(carp))
+        .route("/v1/sync", get(sync))
+        .route("/v1/carp/{action}", post(set_carp))
         .route("/v1/reload", post(reload))
         .route("/v1/poll", post(poll))
         .route("/healthz", get(healthz))
@@ -135,30 +152,76 @@ async fn counters(State(api): State<Api>) -> Result<Json<Counters>, ApiError> {
     Ok(Json(api.control.ask(Request::Counters).await?))
 }
 
+async fn explain(State(api): State<Api>, query: Pairs) -> Result<Json<Explanation>, ApiError> {
+    let mut parameters = Parameters::new(query, &["source", "destination", "flags", "interface", "vlan"])?;
+    let mut needed = |name: &str| {
+        parameters.take(name).ok_or_else(|| {
+            ApiError::bad_request(format!(
+                "{name} is missing; such as /v1/explain?source=192.0.2.1:40000&destination=203.0.113.10:25/tcp"
+            ))
+        })
+    };
+    let (source, destination) = (needed("source")?, needed("destination")?);
+    let [flags, interface, vlan] = ["flags", "interface", "vlan"].map(|name| parameters.take(name));
+    let question =
+        Question::parse(&source, &destination, flags.as_deref(), interface.as_deref(), vlan.as_deref())
+            .map_err(ApiError::bad_request)?;
+    let towards = match question.interface {
+        Some(_) => None,
+        // Without an answer the control task decides.
+        None => way::towards(question.source).await.ok().flatten(),
+    };
+    Ok(Json(api.control.ask(|reply| Request::Explain { question, towards, reply }).await??))
+}
+
+async fn trace(State(api): State<Api>, query: Pairs) -> Result<Response, ApiError> {
+    let mut parameters = Parameters::new(query, &["filter", "rate"])?;
+    let words = parameters.take("filter").unwrap_or_default();
+    let filter = Filter::parse(words.split_whitespace()).map_err(ApiError::bad_request)?;
+    let rate = parameters.take("rate").map_or(Ok(DEFAULT_RATE), |text| rate(&text))?;
+    let trace = api.control.ask(|reply| Request::Trace { filter, rate, reply }).await??;
+    // It ends when the client goes away: with the body, the stream is dropped.
+    let lines = stream::unfold(trace, |mut trace| async {
+        let told = trace.lines.recv().await?;
+        Some((line(&told), trace))
+    });
+    Ok(lines_until_closing(api, lines))
+}
+
+fn rate(text: &str) -> Result<u32, ApiError> {
+    text.parse().ok().filter(|rate| (1..=MOST_RATE).contains(rate)).ok_or_else(|| {
+        ApiError::bad_request(format!("rate is {text:?}; give a whole number from 1 to {MOST_RATE}"))
+    })
+}
+
 async fn events(State(api): State<Api>) -> Response {
+    let events = BroadcastStream::new(api.control.subscribe())
+        // A reader that fell behind sees the gap in the event numbers.
+        .map(|received| received.ok().and_then(|event| line(&event)));
+    lines_until_closing(api, events)
+}
+
+/// An answer that goes on until one side ends it.
+fn lines_until_closing(api: Api, lines: impl Stream<Item = Option<String>> + Send + 'static) -> Response {
     let mut closing = api.closing;
     let stop = async move {
         // An error means that the server is gone, so the stream ends as well.
         let _ = closing.wait_for(|closing| *closing).await;
         tokio::time::sleep(LAST_EVENTS).await;
     };
-    let lines = BroadcastStream::new(api.control.subscribe())
-        // A reader that fell behind sees the gap in the event numbers.
-        .filter_map(|received| std::future::ready(received.ok().and_then(|event| line(&event))))
-        .take_until(Box::pin(stop))
-        .map(Ok::<_, Infallible>);
+    let lines = lines.filter_map(std::future::ready).take_until(Box::pin(stop)).map(Ok::<_, Infallible>);
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
     (headers, Body::from_stream(lines)).into_response()
 }
 
-fn line(event: &Event) -> Option<String> {
-    match serde_json::to_string(event) {
+fn line(value: &impl Serialize) -> Option<String> {
+    match serde_json::to_string(value) {
         Ok(mut text) => {
             text.push('\n');
             Some(text)
         }
         Err(error) => {
-            log::error!("event {} cannot be written as JSON: {error}", event.number);
+            log::error!("a line cannot be written as JSON: {error}");
             None
         }
     }
@@ -181,6 +244,34 @@ async fn set_admin(
     };
     let service = Parameters::new(query, &["service"])?.take("service");
     let change = api.control.ask(|reply| Request::SetAdmin { backend, service, state, reply }).await??;
+    Ok(Json(change))
+}
+
+async fn carp(State(api): State<Api>) -> Result<Json<CarpStatus>, ApiError> {
+    Ok(Json(api.control.ask(Request::Carp).await?))
+}
+
+async fn sync(State(api): State<Api>) -> Result<Json<SyncStatus>, ApiError> {
+    Ok(Json(api.control.ask(Request::Sync).await?))
+}
+
+async fn set_carp(
+    State(api): State<Api>,
+    path: Result<Path<String>, PathRejection>,
+    query: Pairs,
+) -> Result<Json<CarpChange>, ApiError> {
+    let Path(action) = path.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let wish = match action.as_str() {
+        "promote" => Wish::Promoted,
+        "demote" => Wish::Demoted,
+        "release" => Wish::Released,
+        _ => {
+            let error = format!("carp cannot be told to {action:?}; it knows promote, demote and release");
+            return Err(ApiError::new(StatusCode::NOT_FOUND, error));
+        }
+    };
+    let name = Parameters::new(query, &["name"])?.take("name");
+    let change = api.control.ask(|reply| Request::SetCarp { name, wish, reply }).await??;
     Ok(Json(change))
 }
 

@@ -184,6 +184,30 @@ pub enum EventKind {
         backend: String,
         flows: u64,
     },
+    /// A vhid changed its state: `init`, `backup` or `master`.
+    Carp {
+        name: String,
+        interface: String,
+        vhid: u8,
+        from: String,
+        to: String,
+        reason: String,
+    },
+    /// The other gateway is there, or there again.
+    SyncPeerUp {
+        peer: IpAddr,
+    },
+    /// It has been silent for some seconds.
+    SyncPeerDown {
+        peer: IpAddr,
+    },
+    /// All its flows are here.
+    SyncReceived {
+        flows: u64,
+        millis: u64,
+    },
+    /// Nobody has answered since the start.
+    SyncAlone,
 }
 
 /// `POST /v1/backends/{name}/{enable|disable|drain}?service=S` answers with what it changed.

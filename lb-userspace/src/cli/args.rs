@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::api::trace::{DEFAULT_RATE, MOST_RATE};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 const GLOBAL: &str = "Global options";
@@ -119,6 +120,19 @@ Examples:
 "
     )]
     Backend(BackendCommand),
+    /// Decide who has the shared addresses
+    #[command(
+        subcommand,
+        after_help = "\
+Without a name all carps of the configuration are meant. Lasts until `release` or a restart.
+
+Examples:
+  matapa carp demote          before maintenance: the other gateway takes over at once
+  matapa carp release         back to what is configured
+  matapa carp promote mail    this gateway has the addresses of [carp.mail]
+"
+    )]
+    Carp(CarpCommand),
     /// Apply the configuration file again
     #[command(after_help = "\
 Only what differs is changed; health, flows and counters of the rest are kept. A file with an error is \
@@ -137,12 +151,46 @@ Examples:
   systemctl stop matapa && matapa detach
 ")]
     Detach,
+    /// Say what would happen to a packet, and why
+    #[command(after_help = "\
+The loaded program itself is asked: a packet is built and run through it, and changes neither flows nor counters. \
+Without --interface it comes in where the way to SOURCE goes out. The first question takes a second.
+
+Examples:
+  matapa explain 192.0.2.1:40000 203.0.113.10:25          a new connection
+  matapa explain 192.0.2.1:40000 203.0.113.10:25 --ack    in the middle of one
+  matapa explain 192.0.2.1:5353 203.0.113.10:53/udp --interface eth0 --vlan 10
+  matapa explain 192.0.2.1 203.0.113.10/47                GRE, for a service that takes every protocol
+  matapa explain 198.51.100.11:25 192.0.2.1:40000 --syn --ack    a server's answer
+  matapa explain '[2001:db8::1]:40000' '[2001:db8::10]:25' --json | jq .reason
+")]
+    Explain(Explain),
     /// Run all health checks now, and wait for their results
     #[command(after_help = "\
 Examples:
   matapa poll && matapa show
 ")]
     Poll,
+    /// Print what the program decides for packets, as they come
+    #[command(after_help = "\
+While a trace runs, the interfaces have a program that tells of packets; before and after it costs nothing. \
+Addresses and ports are those that a packet comes in with, so `service` is what shows both directions.
+
+Words of a filter, all of which must hold:
+  host ADDRESS, src ADDRESS, dst ADDRESS    or a network, such as 192.0.2.0/24
+  port N                                    of either side
+  proto tcp|udp|icmp|icmp6|N
+  service NAME
+  reason NAME                               as in `matapa show counters --all`
+  drop                                      only what is dropped
+
+Examples:
+  matapa trace service mail --count 20
+  matapa trace host 192.0.2.1 port 25 -v      with every step of the way
+  matapa trace drop --duration 1m
+  matapa trace proto tcp reason no_backend --json | jq .source
+")]
+    Trace(Trace),
     /// Print events as they happen
     #[command(after_help = "\
 Times are UTC. Ends with exit status 4 when the daemon goes away.
@@ -233,6 +281,10 @@ pub enum Screen {
         #[arg(long, value_name = "N", default_value_t = 100)]
         limit: usize,
     },
+    /// Shared addresses: who has them, and why
+    Carp,
+    /// Flow synchronisation with the other gateway
+    Sync,
     /// Why packets were forwarded, passed or dropped
     Counters {
         /// Also those that are zero
@@ -259,6 +311,24 @@ pub enum BackendCommand {
     Drain(BackendName),
 }
 
+#[derive(Debug, Subcommand)]
+#[command(infer_subcommands = true)]
+pub enum CarpCommand {
+    /// Be master
+    Promote(CarpName),
+    /// Be master only if there is no other
+    Demote(CarpName),
+    /// Be what the configuration says
+    Release(CarpName),
+}
+
+#[derive(Debug, Args)]
+pub struct CarpName {
+    /// As in `[carp.NAME]`; all when absent
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+}
+
 #[derive(Debug, Args)]
 pub struct BackendName {
     /// The backend, as `matapa show backends` names it
@@ -270,10 +340,83 @@ pub struct BackendName {
 }
 
 #[derive(Debug, Args)]
+pub struct Explain {
+    /// Where the packet comes from: ADDRESS:PORT, or an address alone for protocols without ports
+    #[arg(value_name = "SOURCE")]
+    pub source: String,
+    /// Where it goes to: ADDRESS:PORT, with /tcp (the default), /udp, or ADDRESS/icmp, /icmp6, /NUMBER
+    #[arg(value_name = "DESTINATION")]
+    pub destination: String,
+    /// The interface that it comes in on
+    #[arg(long, value_name = "NAME")]
+    pub interface: Option<String>,
+    /// With TCP's SYN flag, as when no flag is given
+    #[arg(long)]
+    pub syn: bool,
+    /// With TCP's ACK flag
+    #[arg(long)]
+    pub ack: bool,
+    /// With TCP's FIN flag
+    #[arg(long)]
+    pub fin: bool,
+    /// With TCP's RST flag
+    #[arg(long)]
+    pub rst: bool,
+    /// With these flags of TCP: syn, ack, fin, rst, several with commas, or none
+    #[arg(long, value_name = "FLAGS", conflicts_with_all = ["syn", "ack", "fin", "rst"])]
+    pub flags: Option<String>,
+    /// With a VLAN tag of this number; two as OUTER,INNER
+    #[arg(long, value_name = "NUMBER")]
+    pub vlan: Option<String>,
+    /// Print the API's JSON, one line, instead of sentences
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Trace {
+    /// Which packets: words such as `host 192.0.2.1 port 25 drop`; all when absent
+    #[arg(value_name = "FILTER")]
+    pub filter: Vec<String>,
+    /// End after so many packets
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// End after this time, such as 10s or 5m
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub duration: Option<Duration>,
+    /// Tell of at most so many packets a second; the others are counted
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = DEFAULT_RATE,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_RATE))
+    )]
+    pub rate: u32,
+    /// Print the API's JSON, one line for each packet
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct Monitor {
     /// Print the API's JSON, one line for each event
     #[arg(long)]
     pub json: bool,
+}
+
+/// A number of seconds, minutes or hours: `10s`, `5m`, `1h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "give a time from 1s to 24h, such as 10s, 5m or 1h".to_owned();
+    let at = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let seconds = match unit {
+        "" | "s" => Some(number),
+        "m" => number.checked_mul(60),
+        "h" => number.checked_mul(3600),
+        _ => None,
+    };
+    seconds.filter(|seconds| (1..=86_400).contains(seconds)).map(Duration::from_secs).ok_or_else(wrong)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

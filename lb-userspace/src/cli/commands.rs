@@ -2,7 +2,7 @@
 
 use crate::api::client::Client;
 use crate::api::types::AdminState;
-use crate::cli::args::BackendCommand;
+use crate::cli::args::{BackendCommand, CarpCommand};
 use crate::cli::exit::Failure;
 use crate::cli::monitor::changes;
 use crate::cli::output::print;
@@ -25,6 +25,19 @@ pub async fn backend(client: &Client, command: BackendCommand) -> Result<(), Fai
     }
     let lines: String =
         change.backends.iter().map(|backend| format!("{}: {word}\n", clean(backend))).collect();
+    print(&lines)
+}
+
+/// `matapa carp`
+pub async fn carp(client: &Client, command: CarpCommand) -> Result<(), Failure> {
+    let (action, name) = match command {
+        CarpCommand::Promote(name) => ("promote", name),
+        CarpCommand::Demote(name) => ("demote", name),
+        CarpCommand::Release(name) => ("release", name),
+    };
+    let change = client.set_carp(action, name.name.as_deref()).await?;
+    let lines: String =
+        change.vhids.iter().map(|vhid| format!("{}: {}\n", clean(vhid), clean(&change.wish))).collect();
     print(&lines)
 }
 

@@ -14,7 +14,8 @@ pub fn start(daemon: bool, verbose: u8) {
         _ => LevelFilter::Trace,
     };
     let mut builder = env_logger::Builder::new();
-    builder.filter_level(level).parse_env("MATAPA_LOG");
+    // It tells every byte it reads.
+    builder.filter_level(level).filter_module("netlink_proto", LevelFilter::Warn).parse_env("MATAPA_LOG");
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         // The journal knows the time; it takes the priority from the line.
         builder.format(|buffer, record| {

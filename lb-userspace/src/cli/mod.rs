@@ -4,15 +4,19 @@
 //! given from outside as [`Hooks`].
 
 pub mod args;
+pub mod carp;
 pub mod commands;
 pub mod exit;
+pub mod explain;
 pub mod generate;
 pub mod logging;
 pub mod monitor;
 pub mod output;
 pub mod screens;
 pub mod show;
+pub mod sync;
 pub mod table;
+pub mod trace;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -83,8 +87,11 @@ fn dispatch(cli: Cli, hooks: &Hooks) -> Result<(), Failure> {
         Command::Man { directory } => generate::man(&directory),
         Command::Show(arguments) => block_on(show::show(&client, arguments)),
         Command::Backend(command) => block_on(commands::backend(&client, command)),
+        Command::Carp(command) => block_on(commands::carp(&client, command)),
         Command::Reload => block_on(commands::reload(&client)),
+        Command::Explain(arguments) => block_on(explain::explain(&client, &arguments)),
         Command::Poll => block_on(commands::poll(&client)),
+        Command::Trace(arguments) => block_on(trace::trace(&client, &arguments, cli.verbose > 0)),
         Command::Monitor(arguments) => block_on(monitor::monitor(&client, arguments.json)),
     }
 }

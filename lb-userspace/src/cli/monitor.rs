@@ -65,6 +65,15 @@ fn sentence(kind: &EventKind) -> String {
         EventKind::Applied { operations, micros } => {
             format!("applied {} in {}", changes(*operations), duration(*micros))
         }
+        EventKind::Carp { name, interface, vhid, from, to, reason } => {
+            format!("carp {name} (vhid {vhid} on {interface}) {from} -> {to}: {reason}")
+        }
+        EventKind::SyncPeerUp { peer } => format!("sync peer {peer} is there"),
+        EventKind::SyncPeerDown { peer } => format!("sync peer {peer} is silent"),
+        EventKind::SyncReceived { flows, millis } => {
+            format!("sync received everything, {flows} flows, {millis} ms after start")
+        }
+        EventKind::SyncAlone => "sync has no peer; going on with the flows that are here".to_owned(),
         EventKind::FlowsReset { service, backend, flows } => {
             format!("reset {flows} flows of {service}/{backend}")
         }
@@ -85,7 +94,7 @@ fn duration(micros: u64) -> String {
 }
 
 /// Seconds since the epoch as RFC 3339 in UTC, with milliseconds.
-fn stamp(seconds: f64) -> String {
+pub(super) fn stamp(seconds: f64) -> String {
     let since = Duration::try_from_secs_f64(seconds).unwrap_or_default();
     let (days, rest) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = civil(days);

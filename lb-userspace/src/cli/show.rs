@@ -6,7 +6,7 @@ use crate::api::client::Client;
 use crate::cli::args::{Screen, Show};
 use crate::cli::exit::Failure;
 use crate::cli::output::print;
-use crate::cli::screens;
+use crate::cli::{carp, screens, sync};
 
 /// Home, then erase to the end: less flicker than the other way round.
 const CLEAR: &str = "\x1b[H\x1b[2J";
@@ -46,6 +46,8 @@ async fn render(client: &Client, screen: &Screen, json: bool) -> Result<String, 
         Screen::Flows { of, limit } => {
             Ok(screens::flows(&client.flows(*limit, of.service.as_deref()).await?))
         }
+        Screen::Carp => Ok(carp::screen(&client.carp().await?)),
+        Screen::Sync => Ok(sync::screen(&client.sync().await?)),
         Screen::Counters { all } => Ok(screens::counters(&client.counters().await?, *all)),
     }
 }
@@ -54,6 +56,8 @@ async fn raw(client: &Client, screen: &Screen) -> Result<String, crate::api::cli
     let bytes = match screen {
         Screen::Summary | Screen::Services(_) | Screen::Backends(_) => client.status_json().await?,
         Screen::Flows { of, limit } => client.flows_json(*limit, of.service.as_deref()).await?,
+        Screen::Carp => client.carp_json().await?,
+        Screen::Sync => client.sync_json().await?,
         Screen::Counters { .. } => client.counters_json().await?,
     };
     Ok(format!("{}\n", String::from_utf8_lossy(&bytes).trim_end()))

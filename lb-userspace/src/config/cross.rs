@@ -8,7 +8,9 @@ use super::known_keys::nearest;
 use super::pools::PoolParts;
 use super::services::{PoolRef, ServiceParts};
 use super::values::quote;
-use super::{Backend, Config, Control, Listen, Pool, Protocol, Service, XdpMode};
+use super::{
+    Backend, Config, Control, Flows, Listen, Pool, Protocol, Service, Snat, Tunnel, XdpMode, listeners, modes,
+};
 
 /// A document's parts, each of them read and none compared with another.
 #[derive(Debug)]
@@ -16,17 +18,22 @@ pub(super) struct Parts {
     pub(super) interfaces: Vec<String>,
     pub(super) xdp_mode: XdpMode,
     pub(super) control: Control,
+    pub(super) flows: Flows,
+    pub(super) tunnel: Tunnel,
     /// In the order of the file.
     pub(super) pools: Vec<PoolParts>,
     /// In the order of the file.
     pub(super) services: Vec<ServiceParts>,
+    pub(super) carp: Vec<super::Carp>,
+    pub(super) cluster: super::Cluster,
     /// False when pools or services stand under a misspelt key.
     pub(super) sections_found: bool,
 }
 
 /// Compares the parts and puts them together; nothing when a reference could not be resolved.
 pub(super) fn check(errors: &mut Errors, parts: Parts) -> Option<Config> {
-    duplicate_listeners(errors, &parts.services);
+    listeners::check(errors, &parts.services);
+    modes::snat(errors, &parts.services, &parts.pools);
     duplicate_pools(errors, &parts);
     if !parts.sections_found {
         return None;
@@ -40,28 +47,10 @@ pub(super) fn check(errors: &mut Errors, parts: Parts) -> Option<Config> {
         .collect();
     families(errors, &pairs);
     loops(errors, &parts);
-    shared_servers(errors, &pairs);
+    modes::kept_ports(errors, &pairs);
+    same_servers(errors, &pairs);
     check_ports(errors, &pairs);
     build(parts, resolved)
-}
-
-fn duplicate_listeners(errors: &mut Errors, services: &[ServiceParts]) {
-    let mut seen: HashMap<Listen, (&ServiceParts, &At<Listen>)> = HashMap::new();
-    for service in services {
-        for listen in &service.listen {
-            let Some((first_service, first)) = seen.get(&listen.value) else {
-                seen.insert(listen.value, (service, listen));
-                continue;
-            };
-            let label = if first_service.name.value == service.name.value {
-                "first here".to_owned()
-            } else {
-                format!("service {}", quote(&first_service.name.value))
-            };
-            let error = errors.at(listen.span, format!("{} is listened on twice", listen.value));
-            error.related(first.span, label).help("remove one, or give it another port or protocol");
-        }
-    }
 }
 
 /// A service's own pool bears the service's name.
@@ -138,20 +127,16 @@ fn unknown_pool<'a>(errors: &mut Errors, parts: &'a Parts, name: &At<String>) ->
     near
 }
 
-const fn family(address: IpAddr) -> &'static str {
-    if address.is_ipv4() { "IPv4" } else { "IPv6" }
-}
-
-/// Packets keep their family on the way through NAT.
+/// Packets keep their family on their way, except inside a tunnel.
 fn families(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
-    for (service, pool) in pairs.iter().filter(|(_, pool)| pool.complete) {
+    for (service, pool) in pairs.iter().filter(|(service, pool)| service.forwarding.clear && pool.complete) {
+        let mode = service.forwarding.mode.value;
         for listen in &service.listen {
-            let family = family(listen.value.address);
-            let same =
-                |backend: &&At<Backend>| backend.value.address.is_ipv4() == listen.value.address.is_ipv4();
-            if pool.backends.iter().any(|backend| same(&backend)) {
+            let vip = listen.value.address;
+            if pool.backends.iter().any(|backend| modes::uses(mode, vip, backend.value.address)) {
                 continue;
             }
+            let family = modes::family(vip);
             let message = format!(
                 "{} has no backend: none in pool {} is {family}",
                 listen.value,
@@ -186,92 +171,83 @@ fn loops(errors: &mut Errors, parts: &Parts) {
     }
 }
 
-/// Who reaches a server's address and port.
-struct Way<'a> {
-    service: &'a ServiceParts,
-    listen: &'a At<Listen>,
-    backend: &'a At<Backend>,
-}
-
-/// The source of a reply tells which service it belongs to; so a server's port can be reached by one way only.
-fn shared_servers(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
-    let mut ways: HashMap<(IpAddr, u16, Protocol), Way<'_>> = HashMap::new();
-    let mut seen: HashSet<Listen> = HashSet::new();
+/// A backend without a port and one that names the listener's are the same server to it.
+fn same_servers(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
     for (service, pool) in pairs {
+        let mode = service.forwarding.mode.value;
         for listen in &service.listen {
-            // One that is there twice is reported as that.
-            if !seen.insert(listen.value) {
-                continue;
-            }
-            // One error for two listeners, however many backends they share.
-            let mut reported: HashSet<Listen> = HashSet::new();
-            let family =
-                |backend: &&At<Backend>| backend.value.address.is_ipv4() == listen.value.address.is_ipv4();
-            for backend in pool.backends.iter().filter(family) {
-                let port = backend.value.port.unwrap_or(listen.value.port);
-                let key = (backend.value.address, port, listen.value.protocol);
-                let way = Way { service, listen, backend };
-                let Some(first) = ways.get(&key) else {
-                    ways.insert(key, way);
+            let mut seen: HashMap<(IpAddr, u16), &At<Backend>> = HashMap::new();
+            for backend in &pool.backends {
+                let Backend { address, port, .. } = backend.value;
+                if !modes::uses(mode, listen.value.address, address) {
+                    continue;
+                }
+                let port = match listen.value.protocol {
+                    Protocol::Any => 0,
+                    Protocol::Tcp | Protocol::Udp => port.unwrap_or(listen.value.port),
+                };
+                let Some(first) = seen.get(&(address, port)) else {
+                    seen.insert((address, port), backend);
                     continue;
                 };
-                if first.listen.span == listen.span {
-                    // The same port, or none, twice in a pool is reported where the pool is read.
-                    if first.backend.value.port != backend.value.port {
-                        same_server_twice(errors, first, &way, port);
-                    }
-                } else if reported.insert(first.listen.value) {
-                    two_ways(errors, first, &way, port);
+                // The same port, or none, twice in a pool is reported where the pool is read.
+                if first.value.port != backend.value.port {
+                    same_server_twice(errors, listen, first, backend, port);
                 }
             }
         }
     }
 }
 
-fn same_server_twice(errors: &mut Errors, first: &Way<'_>, second: &Way<'_>, port: u16) {
-    let (address, listen) = (second.backend.value.address, second.listen.value);
-    let message = format!("{listen} would reach {address} port {port} twice");
-    let error = errors.at(second.backend.span, message);
-    error
-        .related(first.backend.span, "first here")
-        .related(second.listen.span, "a backend without a port gets this one");
-    error.help("remove one of the two backends, or give it another port");
-}
-
-fn two_ways(errors: &mut Errors, first: &Way<'_>, second: &Way<'_>, port: u16) {
-    let address = second.backend.value.address;
-    let (new, old) = (second.listen.value, first.listen.value);
-    let message = format!("not yet supported: {new} and {old} reach the same server, {address} port {port}");
-    let label = if first.service.name.value == second.service.name.value {
-        "the other address".to_owned()
+fn same_server_twice(
+    errors: &mut Errors,
+    listen: &At<Listen>,
+    first: &At<Backend>,
+    second: &At<Backend>,
+    port: u16,
+) {
+    let address = second.value.address;
+    let any = listen.value.protocol == Protocol::Any;
+    let port = if any { String::new() } else { format!(" port {port}") };
+    let message = format!("{} would reach {address}{port} twice", listen.value);
+    let error = errors.at(second.span, message);
+    error.related(first.span, "first here");
+    if any {
+        error.related(listen.span, "this has no ports");
+        error.help("remove one of the two backends");
     } else {
-        format!("service {}", quote(&first.service.name.value))
-    };
-    let error = errors.at(second.listen.span, message);
-    error.related(first.listen.span, label);
-    error.help(
-        "the way back is told by backend address and port: give one of them other servers, or other ports on these",
-    );
+        error.related(listen.span, "a backend without a port gets this one");
+        error.help("remove one of the two backends, or give it another port");
+    }
 }
 
-/// Both kinds of check are TCP connections; a port that only UDP traffic goes to says nothing to them.
+/// Both kinds of check are TCP connections; a port that no TCP traffic goes to says nothing to them.
 fn check_ports(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
     for (service, pool) in pairs {
+        let Some(check) = pool.check.as_ref().filter(|check| check.value.port.is_none()) else { continue };
+        let kind = check.value.kind;
+        let name = quote(&service.name.value);
+        let any = service.listen.iter().find(|at| at.value.protocol == Protocol::Any);
         let udp_only = service.complete && service.listen.iter().all(|at| at.value.protocol == Protocol::Udp);
-        let (Some(check), Some(listen), true) = (&pool.check, service.listen.first(), udp_only) else {
-            continue;
+        let (listen, message, label) = match (any, service.listen.first()) {
+            (Some(any), _) => {
+                let message = format!(
+                    "a {kind} check needs a TCP port, and {} of service {name} has no ports",
+                    any.value
+                );
+                (any, message, "no ports")
+            }
+            (None, Some(first)) if udp_only => {
+                (first, format!("a {kind} check needs a TCP port, and service {name} has only UDP"), "UDP")
+            }
+            (None, _) => continue,
         };
-        if check.value.port.is_none() {
-            let kind = check.value.kind;
-            let name = quote(&service.name.value);
-            let message = format!("a {kind} check needs a TCP port, and service {name} has only UDP");
-            let error = errors.at(check.span, message);
-            error.related(listen.span, "UDP");
-            error.help(format!(
-                "write `check = {{ type = \"{kind}\", port = N }}` with a TCP port of the servers, \
-                 or remove the check"
-            ));
-        }
+        let error = errors.at(check.span, message);
+        error.related(listen.span, label);
+        error.help(format!(
+            "write `check = {{ type = \"{kind}\", port = N }}` with a TCP port of the servers, \
+             or remove the check"
+        ));
     }
 }
 
@@ -295,17 +271,29 @@ fn build(parts: Parts, resolved: Vec<Option<usize>>) -> Option<Config> {
             name: service.name.value,
             listen: service.listen.into_iter().map(|listen| listen.value).collect(),
             pool,
-            forward: service.forward,
+            forward: service.forwarding.mode.value,
             scheduler: service.scheduler,
             session_timeout: service.session_timeout,
-            second_chance: service.second_chance,
+            second_chance: service.forwarding.second_chance,
+            sticky: service.sticky,
+            new_flow_limit: service.new_flow_limit,
+            snat: service.forwarding.snat.map(|snat| Snat {
+                addresses: snat.addresses.into_iter().map(|address| address.value).collect(),
+                first_port: snat.ports.0,
+                last_port: snat.ports.1,
+            }),
+            gue_port: service.forwarding.gue_port,
         })
         .collect();
     Some(Config {
         interfaces: parts.interfaces,
         xdp_mode: parts.xdp_mode,
         control: parts.control,
+        flows: parts.flows,
+        tunnel: parts.tunnel,
         pools,
         services,
+        carp: parts.carp,
+        cluster: parts.cluster,
     })
 }

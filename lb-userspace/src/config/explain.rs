@@ -3,8 +3,10 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
+use super::forwarding::rewrites;
+use super::services::DEFAULT_NEW_FLOW_LIMIT;
 use super::values::show_duration;
-use super::{Backend, Check, Config, OnDown, Pool, Service};
+use super::{Backend, Check, Config, Flows, Forward, OnDown, Pool, Service};
 
 /// Says in a few lines what a configuration does: equal configurations give equal text.
 pub fn explain(config: &Config) -> String {
@@ -32,10 +34,42 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
         None => "no metrics".to_owned(),
     };
     writeln!(out, "control socket {}, {metrics}", config.control.socket.display())?;
+    for carp in &config.carp {
+        super::carp::write(out, carp)?;
+    }
+    super::cluster::write(out, &config.cluster)?;
+    write_flows(out, &config.flows)?;
+    if config.services.iter().any(|service| matches!(service.forward, Forward::Ipip | Forward::Gue)) {
+        let tunnel = &config.tunnel;
+        writeln!(out, "tunnels have their sources in {} and {}", tunnel.source4, tunnel.source6)?;
+    }
     for service in &config.services {
         write_service(out, service, &config.pools[service.pool])?;
     }
     Ok(())
+}
+
+/// Bytes of a flow: its word, and its tuple for those who list it.
+const FLOW_BYTES: u64 = 8 + 32;
+
+fn write_flows(out: &mut String, flows: &Flows) -> std::fmt::Result {
+    let places = flows.capacity.next_power_of_two();
+    let kib = u64::from(places) * FLOW_BYTES / 1024;
+    let size = if kib.is_multiple_of(1024) { format!("{} MiB", kib / 1024) } else { format!("{kib} KiB") };
+    let rounded = if places == flows.capacity {
+        String::new()
+    } else {
+        format!(" (capacity {}, rounded up to a power of two)", flows.capacity)
+    };
+    writeln!(
+        out,
+        "flow table of {size} for {places} flows{rounded}; idle ones are forgotten: \
+         opening {}, closing {}, closed {}, udp {}",
+        show_duration(flows.opening),
+        show_duration(flows.closing),
+        show_duration(flows.closed),
+        show_duration(flows.datagram)
+    )
 }
 
 fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::Result {
@@ -49,10 +83,26 @@ fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::
         service.scheduler,
         show_duration(service.session_timeout)
     )?;
-    if !service.second_chance {
+    write_forward(out, service)?;
+    // With the other modes there never is one.
+    if !service.second_chance && rewrites(service.forward) {
         writeln!(
             out,
             "  a repeated attempt to connect stays with its silent backend (second_chance = false)"
+        )?;
+    }
+    if let Some(sticky) = service.sticky {
+        let sticky = show_duration(sticky);
+        writeln!(
+            out,
+            "  sticky      a client's new connections follow its earlier ones, until {sticky} without any"
+        )?;
+    }
+    if service.new_flow_limit != DEFAULT_NEW_FLOW_LIMIT {
+        let limit = service.new_flow_limit;
+        writeln!(
+            out,
+            "  limit       {limit} new flows a second are recorded; the rest goes by the scheduler's table"
         )?;
     }
     match &pool.check {
@@ -80,6 +130,23 @@ fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::
         writeln!(out, "    {:names$}{gap}{target:addresses$}  {weight}", backend.name)?;
     }
     Ok(())
+}
+
+/// What is particular to the mode.
+fn write_forward(out: &mut String, service: &Service) -> std::fmt::Result {
+    const STRAIGHT: &str = "answers go straight from the backend to the client";
+    match service.forward {
+        Forward::Nat => Ok(()),
+        Forward::Snat => {
+            let Some(snat) = &service.snat else { return Ok(()) };
+            let addresses: Vec<String> = snat.addresses.iter().map(ToString::to_string).collect();
+            let addresses = addresses.join(", ");
+            writeln!(out, "  sources     {addresses}, ports {}-{}", snat.first_port, snat.last_port)
+        }
+        Forward::Dsr => writeln!(out, "  unchanged   the backend has the service's address; {STRAIGHT}"),
+        Forward::Ipip => writeln!(out, "  in tunnels  of IP in IP; {STRAIGHT}"),
+        Forward::Gue => writeln!(out, "  in tunnels  to UDP port {}; {STRAIGHT}", service.gue_port),
+    }
 }
 
 fn show_check(check: &Check) -> String {

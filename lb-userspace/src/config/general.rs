@@ -1,19 +1,28 @@
-//! Reading what is neither pool nor service: interfaces, attachment, control.
+//! Reading what is neither pool nor service: interfaces, attachment, control, the flow table, tunnels.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::diagnostics::{At, Errors, Span};
 use super::document::{self, Entry, Known};
 use super::known_keys::Place;
-use super::values::quote;
-use super::{Control, XdpMode};
+use super::values::{self, quote};
+use super::{Control, Flows, Prefix, Tunnel, XdpMode};
 
 const DEFAULT_SOCKET: &str = "/run/matapa/control.sock";
 /// `sun_path` without its final NUL.
 const LONGEST_SOCKET: usize = 107;
 /// `IFNAMSIZ` without its final NUL.
 const LONGEST_INTERFACE: usize = 15;
+/// Flows. The most take 2.5 GiB.
+const FLOW_CAPACITIES: RangeInclusive<u32> = 1024..=64 << 20;
+/// The table's clock has ticks of about a second, and wraps after 18 hours.
+const FLOW_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(12 * 3600);
+/// Shorter prefixes would take in addresses that are somebody else's.
+const SOURCE4_LENGTHS: RangeInclusive<u8> = 8..=32;
+const SOURCE6_LENGTHS: RangeInclusive<u8> = 16..=128;
 
 /// `interfaces`
 pub(super) fn read_interfaces(errors: &mut Errors, entry: Entry<'_>) -> Vec<String> {
@@ -34,7 +43,7 @@ pub(super) fn read_interfaces(errors: &mut Errors, entry: Entry<'_>) -> Vec<Stri
 }
 
 /// The kernel's own rules (`dev_valid_name`).
-fn wrong_interface(name: &str) -> Option<String> {
+pub(super) fn wrong_interface(name: &str) -> Option<String> {
     let shown = quote(name);
     if name.is_empty() {
         Some("an interface name is empty".to_owned())
@@ -105,6 +114,65 @@ fn read_metrics(errors: &mut Errors, entry: Entry<'_>) -> Option<SocketAddr> {
     }
     .help(help);
     None
+}
+
+/// `[flows]`, which may be absent.
+pub(super) fn read_flows(errors: &mut Errors, entry: Option<Entry<'_>>) -> Flows {
+    let mut flows = Flows::default();
+    let Some(entry) = entry else { return flows };
+    let Some(table) = entry.value.get_ref().as_table() else {
+        let help = "write `[flows]` and below it `capacity = 1048576`";
+        document::mismatch(errors, "flows", "a table", entry.value, help);
+        return flows;
+    };
+    let known = Known::read(errors, Place::Flows, table);
+    if let Some(entry) = known.get("capacity") {
+        flows.capacity = document::integer(errors, entry, FLOW_CAPACITIES).unwrap_or(flows.capacity);
+    }
+    for (key, timeout) in [
+        ("opening", &mut flows.opening),
+        ("closing", &mut flows.closing),
+        ("closed", &mut flows.closed),
+        ("udp", &mut flows.datagram),
+    ] {
+        let given = known.get(key).and_then(|entry| values::duration(errors, entry, &FLOW_TIMEOUTS));
+        *timeout = given.map_or(*timeout, |at| at.value);
+    }
+    flows
+}
+
+/// `[tunnel]`, which may be absent.
+pub(super) fn read_tunnel(errors: &mut Errors, entry: Option<Entry<'_>>) -> Tunnel {
+    let mut tunnel = Tunnel::default();
+    let Some(entry) = entry else { return tunnel };
+    let Some(table) = entry.value.get_ref().as_table() else {
+        let help = format!("write `[tunnel]` and below it `source4 = \"{}\"`", tunnel.source4);
+        document::mismatch(errors, "tunnel", "a table", entry.value, &help);
+        return tunnel;
+    };
+    let known = Known::read(errors, Place::Tunnel, table);
+    if let Some(entry) = known.get("source4") {
+        tunnel.source4 = read_source(errors, entry, tunnel.source4, &SOURCE4_LENGTHS);
+    }
+    if let Some(entry) = known.get("source6") {
+        tunnel.source6 = read_source(errors, entry, tunnel.source6, &SOURCE6_LENGTHS);
+    }
+    tunnel
+}
+
+/// A network of the same family as `default`.
+fn read_source(
+    errors: &mut Errors,
+    entry: Entry<'_>,
+    default: Prefix,
+    lengths: &RangeInclusive<u8>,
+) -> Prefix {
+    let key = entry.key.value;
+    let example = default.to_string();
+    let help = format!("write `{key} = \"{example}\"`");
+    document::text(errors, key, entry.value, "a network in quotes", &help)
+        .and_then(|text| values::prefix(errors, text, default.address.is_ipv6(), lengths, &example))
+        .unwrap_or(default)
 }
 
 /// Reports that `interfaces` is absent. There is no place for what is not there: the file's beginning stands for it.

@@ -11,23 +11,35 @@ pub(super) enum Place {
     Pool,
     Backend,
     Service,
+    Snat,
+    Flows,
+    Tunnel,
     Check,
+    Carp,
+    Cluster,
+    Sync,
     XdpMode,
     OnDown,
     Forward,
     Scheduler,
     CheckType,
     Protocol,
+    CarpDialect,
+    CarpMac,
 }
 
 use Place::{
-    Backend, Check, CheckType, Control, Forward, OnDown, Pool, Protocol, Scheduler, Service, Top, XdpMode,
+    Backend, Carp, CarpDialect, CarpMac, Check, CheckType, Cluster, Control, Flows, Forward, OnDown, Pool,
+    Protocol, Scheduler, Service, Snat, Sync, Top, Tunnel, XdpMode,
 };
 
 impl Place {
     /// Whether the words are keys; else they are values.
     const fn holds_keys(self) -> bool {
-        matches!(self, Top | Control | Pool | Backend | Service | Check)
+        matches!(
+            self,
+            Top | Control | Pool | Backend | Service | Snat | Flows | Tunnel | Check | Carp | Cluster | Sync
+        )
     }
 
     /// For messages: where a key stands, or what a value is.
@@ -38,7 +50,15 @@ impl Place {
             Pool => "in a pool",
             Backend => "in a backend",
             Service => "in a service",
+            Snat => "in `snat`",
+            Flows => "in [flows]",
+            Tunnel => "in [tunnel]",
             Check => "in a check",
+            Carp => "in a carp table",
+            Cluster => "in [cluster]",
+            Sync => "in `sync`",
+            CarpDialect => "dialect",
+            CarpMac => "mac",
             XdpMode => "xdp_mode",
             OnDown => "on_down",
             Forward => "forward",
@@ -59,21 +79,20 @@ enum Support {
 
 use Support::{Later, Now};
 
-const ONE_GATEWAY: &str = "remove it and run one gateway";
 const CHECK_KEY: &str =
     "remove it, or use what the tcp and smtp checks offer: interval, timeout, rise, fall, port";
 const CHECK_TYPE: &str = "use \"tcp\" or \"smtp\"";
-const FORWARD: &str = "use \"nat\", or leave it out";
-const SCHEDULER: &str = "use \"maglev\", or leave it out";
 
 const WORDS: &[(Place, &str, Support)] = &[
     (Top, "interfaces", Now),
     (Top, "xdp_mode", Now),
     (Top, "control", Now),
+    (Top, "flows", Now),
+    (Top, "tunnel", Now),
     (Top, "pools", Now),
     (Top, "services", Now),
-    (Top, "cluster", Later(ONE_GATEWAY)),
-    (Top, "carp", Later("remove it and give the gateway its addresses with ip(8)")),
+    (Top, "cluster", Now),
+    (Top, "carp", Now),
     (Control, "socket", Now),
     (Control, "metrics", Now),
     (Pool, "backends", Now),
@@ -92,13 +111,24 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Service, "check", Now),
     (Service, "on_down", Now),
     (Service, "forward", Now),
+    (Service, "snat", Now),
+    (Service, "gue_port", Now),
     (Service, "scheduler", Now),
     (Service, "session_timeout", Now),
     (Service, "second_chance", Now),
+    (Service, "sticky", Now),
+    (Service, "new_flow_limit", Now),
     (Service, "backup", Later("remove it, or add its backends to the pool")),
     (Service, "quorum", Later("remove it; a service is active while one backend is up")),
-    (Service, "sticky", Later("remove it; a connection stays with its backend anyway")),
-    (Service, "new_flow_limit", Later("remove it")),
+    (Snat, "addresses", Now),
+    (Snat, "ports", Now),
+    (Flows, "capacity", Now),
+    (Flows, "opening", Now),
+    (Flows, "closing", Now),
+    (Flows, "closed", Now),
+    (Flows, "udp", Now),
+    (Tunnel, "source4", Now),
+    (Tunnel, "source6", Now),
     (Check, "type", Now),
     (Check, "interval", Now),
     (Check, "timeout", Now),
@@ -118,21 +148,46 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Check, "command", Later(CHECK_KEY)),
     (Check, "query", Later(CHECK_KEY)),
     (Check, "through_vip", Later(CHECK_KEY)),
+    (Carp, "interface", Now),
+    (Carp, "vhid", Now),
+    (Carp, "addresses", Now),
+    (Carp, "password", Now),
+    (Carp, "password_file", Now),
+    (Carp, "advbase", Now),
+    (Carp, "advskew", Now),
+    (Carp, "preempt", Now),
+    (Carp, "preempt_delay", Now),
+    (Carp, "peers", Now),
+    (Carp, "notify", Now),
+    (Carp, "group", Now),
+    (Carp, "dialect", Now),
+    (Carp, "mac", Now),
+    (Cluster, "seed_file", Now),
+    (Cluster, "sync", Now),
+    (Sync, "interface", Now),
+    (Sync, "peer", Now),
+    (Sync, "port", Now),
+    (Sync, "key_file", Now),
+    (Sync, "interval", Now),
+    (CarpMac, "interface", Now),
+    (CarpMac, "virtual", Now),
+    (CarpDialect, "any", Now),
+    (CarpDialect, "openbsd", Now),
     (XdpMode, "auto", Now),
     (XdpMode, "native", Now),
     (XdpMode, "generic", Now),
     (OnDown, "reset", Now),
     (OnDown, "keep", Now),
     (Forward, "nat", Now),
-    (Forward, "snat", Later(FORWARD)),
-    (Forward, "dsr", Later(FORWARD)),
-    (Forward, "ipip", Later(FORWARD)),
-    (Forward, "gue", Later(FORWARD)),
+    (Forward, "snat", Now),
+    (Forward, "dsr", Now),
+    (Forward, "ipip", Now),
+    (Forward, "gue", Now),
     (Scheduler, "maglev", Now),
     (Scheduler, "source-hash", Now),
     (Scheduler, "round-robin", Now),
     (Scheduler, "random", Now),
-    (Scheduler, "least-connections", Later(SCHEDULER)),
+    (Scheduler, "least-connections", Now),
     (CheckType, "tcp", Now),
     (CheckType, "smtp", Now),
     (CheckType, "tls", Later(CHECK_TYPE)),
@@ -144,6 +199,7 @@ const WORDS: &[(Place, &str, Support)] = &[
     (CheckType, "exec", Later(CHECK_TYPE)),
     (Protocol, "tcp", Now),
     (Protocol, "udp", Now),
+    (Protocol, "any", Now),
 ];
 
 fn words(place: Place) -> impl Iterator<Item = (&'static str, Support)> {

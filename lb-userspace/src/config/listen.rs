@@ -1,13 +1,13 @@
 //! Reading `listen`, and the `ADDRESS:PORT` that backends may be written as.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use toml::de::DeValue;
 
 use super::diagnostics::{At, Errors, Span};
 use super::document::{self, Entry};
 use super::known_keys::{self, Place};
-use super::values::{self, Role, quote};
+use super::values::{self, Role, clip, quote};
 use super::{Listen, Protocol};
 
 const HELP: &str = "write \"203.0.113.10:25\" or \"[2001:db8::10]:25\", with /udp at the end for UDP";
@@ -42,15 +42,27 @@ fn read_one(errors: &mut Errors, text: At<&str>) -> Option<Listen> {
         // 203.0.113.10/24 and 203.0.113.10/24:25 are a network, not a protocol.
         Some((endpoint, protocol)) if !protocol.starts_with(|c: char| c.is_ascii_digit()) => {
             let word = known_keys::known(errors, Place::Protocol, protocol, span)?;
-            (endpoint, if word == "udp" { Protocol::Udp } else { Protocol::Tcp })
+            let protocol = match word {
+                "udp" => Protocol::Udp,
+                "any" => Protocol::Any,
+                _ => Protocol::Tcp,
+            };
+            (endpoint, protocol)
         }
         _ => (text.value, Protocol::Tcp),
     };
-    let (address, port) = match split(endpoint) {
-        Endpoint::WithPort(address, port) => (address, port),
+    let (address, ports) = match split(endpoint) {
+        Endpoint::WithPort(address, _) if protocol == Protocol::Any => {
+            let message = format!("listener {} has a port, and protocol any has none", quote(text.value));
+            let help = format!("write \"{}/any\", or /tcp or /udp after the port", clip(address));
+            errors.at(span, message).help(help);
+            return None;
+        }
+        Endpoint::WithPort(address, ports) => (address, Some(ports)),
+        Endpoint::Bare(address) if protocol == Protocol::Any => (address, None),
         Endpoint::Bare(address) => {
             let message = format!("listener {} has no port", quote(text.value));
-            errors.at(span, message).help(add_port(address));
+            errors.at(span, message).help(add_port(address, protocol));
             return None;
         }
         Endpoint::Malformed(help) => {
@@ -65,8 +77,11 @@ fn read_one(errors: &mut Errors, text: At<&str>) -> Option<Listen> {
     }
     // Both are looked at, so that both are reported.
     let address = values::address(errors, span, address, Role::Vip);
-    let port = values::port(errors, span, port);
-    Some(Listen { address: address?, port: port?, protocol })
+    let (port, last_port) = match ports {
+        Some(ports) => values::port_range(errors, span, ports)?,
+        None => (0, 0),
+    };
+    Some(Listen { address: address?, port, last_port, protocol })
 }
 
 /// A text taken apart, nothing of it verified.
@@ -100,7 +115,7 @@ pub(super) fn split(text: &str) -> Endpoint<'_> {
         return Endpoint::Bare(text);
     }
     match text.split_once(':') {
-        // 203.0.113.10:8000:8010 is relayd's port range; anything else with two colons means IPv6.
+        // 203.0.113.10:8000:8100 is relayd's port range; anything else with two colons means IPv6.
         Some((address, port)) if !port.contains(':') || address.contains('.') => {
             Endpoint::WithPort(address, port)
         }
@@ -112,21 +127,21 @@ pub(super) fn split(text: &str) -> Endpoint<'_> {
 }
 
 /// What to write instead of an address without port.
-fn add_port(address: &str) -> String {
-    if address.parse::<Ipv6Addr>().is_err() {
-        return match address.parse::<IpAddr>() {
-            Ok(address) => format!("write \"{address}:25\", with the port that clients connect to"),
-            Err(_) => HELP.to_owned(),
-        };
-    }
+fn add_port(address: &str, protocol: Protocol) -> String {
+    let suffix = if protocol == Protocol::Udp { "/udp" } else { "" };
+    let Ok(parsed) = address.parse::<IpAddr>() else { return HELP.to_owned() };
     // 2001:db8::10:25 is an address, though hardly the one that was meant.
-    if let Some((address, port)) = address.rsplit_once(':')
-        && address.parse::<Ipv6Addr>().is_ok()
+    if let Some((before, port)) = address.rsplit_once(':')
+        && before.parse::<Ipv6Addr>().is_ok()
         && port.parse::<u16>().is_ok()
     {
-        return format!("write \"[{address}]:{port}\" if {port} is the port");
+        return format!("write \"[{before}]:{port}{suffix}\" if {port} is the port");
     }
-    format!("write \"[{address}]:25\", with the port that clients connect to")
+    let example = SocketAddr::new(parsed, 25);
+    format!(
+        "write \"{example}{suffix}\", with the port that clients connect to, \
+         or \"{address}/any\" for what is neither TCP nor UDP"
+    )
 }
 
 /// An address and the port if there is one, for a backend.

@@ -10,7 +10,7 @@ use super::cross::{self, Parts};
 use super::diagnostics::{Diagnostics, Errors, Span};
 use super::document::{self, Known};
 use super::known_keys::Place;
-use super::{Config, general, pools, services, syntax};
+use super::{Config, carp, cluster, general, pools, services, syntax};
 
 /// Bytes. A configuration is kilobytes; a device or a log given by mistake must not fill the memory.
 const LARGEST_FILE: u64 = 4 << 20;
@@ -104,10 +104,12 @@ pub fn parse(source: &str, file: &Path) -> Result<Config, Diagnostics> {
 
 fn read(errors: &mut Errors, document: &DeTable<'_>) -> Parts {
     let known = Known::read(errors, Place::Top, document);
+    let carp = carp::read(errors, known.get("carp"));
+    let cluster = cluster::read(errors, known.get("cluster"));
     let interfaces = match known.get("interfaces") {
         Some(entry) => general::read_interfaces(errors, entry),
         None => {
-            if known.lacks("interfaces") {
+            if known.lacks("interfaces") && !(known.get("carp").is_some() && known.lacks("services")) {
                 general::no_interfaces(errors);
             }
             Vec::new()
@@ -116,6 +118,8 @@ fn read(errors: &mut Errors, document: &DeTable<'_>) -> Parts {
     let xdp_mode =
         known.get("xdp_mode").map(|entry| general::read_xdp_mode(errors, entry)).unwrap_or_default();
     let control = general::read_control(errors, known.get("control"));
+    let flows = general::read_flows(errors, known.get("flows"));
+    let tunnel = general::read_tunnel(errors, known.get("tunnel"));
     let mut pools = Vec::new();
     if let Some(entry) = known.get("pools") {
         for (name, table) in document::named_tables(errors, entry, Place::Pool) {
@@ -132,7 +136,7 @@ fn read(errors: &mut Errors, document: &DeTable<'_>) -> Parts {
             tables
         }
         None => {
-            if known.lacks("services") {
+            if known.lacks("services") && known.get("carp").is_none() {
                 general::no_services(errors, Span::default());
             }
             Vec::new()
@@ -146,5 +150,5 @@ fn read(errors: &mut Errors, document: &DeTable<'_>) -> Parts {
     pools.sort_by_key(|pool| pool.name.span);
     // Without these sections under their right names, their members are not missed one by one.
     let sections_found = ["pools", "services"].iter().all(|key| known.get(key).is_some() || known.lacks(key));
-    Parts { interfaces, xdp_mode, control, pools, services, sections_found }
+    Parts { interfaces, xdp_mode, control, flows, tunnel, pools, services, carp, cluster, sections_found }
 }

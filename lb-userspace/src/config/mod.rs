@@ -4,25 +4,32 @@
 //! together. Every step goes on after an error as far as the rest still makes sense, so that an operator
 //! corrects a file once.
 
+mod carp;
 mod checks;
+mod cluster;
 mod cross;
 mod diagnostics;
 mod document;
 mod explain;
+mod forwarding;
 mod general;
 mod known_keys;
 mod listen;
+mod listeners;
 mod load;
+mod modes;
 mod pools;
 mod services;
 mod syntax;
 mod values;
 mod words;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use carp::{Carp, CarpDialect, CarpMac, Password, VirtualAddress, check_password};
+pub use cluster::{Cluster, Sync};
 pub use diagnostics::{Diagnostic, Diagnostics};
 pub use explain::explain;
 pub use load::{ConfigError, load, parse};
@@ -34,10 +41,15 @@ pub struct Config {
     pub interfaces: Vec<String>,
     pub xdp_mode: XdpMode,
     pub control: Control,
+    pub flows: Flows,
+    pub tunnel: Tunnel,
     /// In the order of the file.
     pub pools: Vec<Pool>,
     /// In the order of the file.
     pub services: Vec<Service>,
+    /// In the order of the file.
+    pub carp: Vec<Carp>,
+    pub cluster: Cluster,
 }
 
 /// How the program is attached.
@@ -57,6 +69,59 @@ pub struct Control {
     pub socket: PathBuf,
     /// Prometheus metrics over HTTP; off when absent.
     pub metrics: Option<SocketAddr>,
+}
+
+/// The flow table: how many flows it has room for, and when an idle one is forgotten.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flows {
+    /// Rounded up to a power of two when the table is made. Default 1,048,576.
+    pub capacity: u32,
+    /// A connection that was never answered. Default 30 s.
+    pub opening: Duration,
+    /// A connection that one end has closed. Default 2 min.
+    pub closing: Duration,
+    /// A connection that is over, so that late segments find their way. Default 10 s.
+    pub closed: Duration,
+    /// UDP, and what is neither TCP nor UDP. Default 1 min.
+    pub datagram: Duration,
+}
+
+impl Default for Flows {
+    fn default() -> Self {
+        Self {
+            capacity: 1 << 20,
+            opening: Duration::from_secs(30),
+            closing: Duration::from_secs(120),
+            closed: Duration::from_secs(10),
+            datagram: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What tunnels to backends look like from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Outer sources are taken from here, another for each flow, so that a backend's receive queues share the work.
+    /// Default 172.16.0.0/16.
+    pub source4: Prefix,
+    /// Likewise over IPv6. Default 100::/64 (RFC 6666).
+    pub source6: Prefix,
+}
+
+impl Default for Tunnel {
+    fn default() -> Self {
+        Self {
+            source4: Prefix { address: IpAddr::V4(Ipv4Addr::new(172, 16, 0, 0)), len: 16 },
+            source6: Prefix { address: IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0)), len: 64 },
+        }
+    }
+}
+
+/// A network: no bit of `address` after the first `len` is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    pub address: IpAddr,
+    pub len: u8,
 }
 
 /// A named set of backends with a check. A service that lists its backends itself gets a pool of its own name.
@@ -126,13 +191,36 @@ pub struct Service {
     pub session_timeout: Duration,
     /// A repeated attempt to connect goes to another backend, as the first one's was silent or refused. Default true.
     pub second_chance: bool,
+    /// A client's new flows go where its earlier ones went, until it has had none for so long. Off when absent.
+    pub sticky: Option<Duration>,
+    /// New flows a second that are recorded; beyond that, the scheduler's table alone decides. Default 100,000.
+    pub new_flow_limit: u32,
+    /// There exactly when `forward` is [`Forward::Snat`].
+    pub snat: Option<Snat>,
+    /// UDP port on the backend that [`Forward::Gue`] sends to. Default 6080 (IANA's for GUE).
+    pub gue_port: u16,
+}
+
+/// What the clients' addresses and ports are replaced with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snat {
+    /// Addresses of the gateway; each listener uses those of its backends' family.
+    pub addresses: Vec<IpAddr>,
+    /// Default 1024, below the ports of the gateway's own connections.
+    pub first_port: u16,
+    /// The last one. Default 32767.
+    pub last_port: u16,
 }
 
 /// A virtual IP, port and protocol. No two services share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Listen {
     pub address: IpAddr,
+    /// The first port; 0 with [`Protocol::Any`].
     pub port: u16,
+    /// The last port of a range, `port` itself otherwise. A range keeps the port that the client used unless the
+    /// backend names one.
+    pub last_port: u16,
     pub protocol: Protocol,
 }
 
@@ -140,6 +228,8 @@ pub struct Listen {
 pub enum Protocol {
     Tcp,
     Udp,
+    /// Whatever is neither TCP nor UDP: `203.0.113.10/any`.
+    Any,
 }
 
 /// How a packet travels to its backend.
@@ -148,6 +238,14 @@ pub enum Forward {
     /// Destination rewritten; replies come back through the gateway.
     #[default]
     Nat,
+    /// As `Nat`, and the source is replaced by an address and port of the gateway.
+    Snat,
+    /// Only the MAC address changes; the backend has the VIP itself and answers the client directly.
+    Dsr,
+    /// Encapsulated in IP (RFC 2003, RFC 2473); the backend answers the client directly.
+    Ipip,
+    /// Encapsulated in UDP (Generic UDP Encapsulation, variant 1); the backend answers the client directly.
+    Gue,
 }
 
 /// How a new flow picks its backend.
@@ -161,4 +259,6 @@ pub enum Scheduler {
     /// In turns.
     RoundRobin,
     Random,
+    /// The backend with the fewest live flows for its weight.
+    LeastConnections,
 }

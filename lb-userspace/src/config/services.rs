@@ -7,13 +7,19 @@ use toml::de::DeTable;
 
 use super::diagnostics::{At, Errors};
 use super::document::{self, Known};
+use super::forwarding::{self, Forwarding};
 use super::known_keys::Place;
 use super::pools::{self, PoolParts};
 use super::values::{self, quote};
-use super::{Forward, Listen, Scheduler, listen};
+use super::{Listen, Scheduler, listen};
 
 const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(600);
 const SESSION_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(12 * 3600);
+/// As with flows, the clock that a client's last flow is remembered by wraps after 18 hours.
+const STICKY_TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(12 * 3600);
+/// Flows a second.
+pub(super) const DEFAULT_NEW_FLOW_LIMIT: u32 = 100_000;
+const NEW_FLOW_LIMITS: RangeInclusive<u32> = 1..=10_000_000;
 
 /// A service as read, with the places of its parts.
 #[derive(Debug)]
@@ -23,10 +29,11 @@ pub(super) struct ServiceParts {
     /// Every listener of the file is in `listen`; else some were left out because of errors.
     pub(super) complete: bool,
     pub(super) pool: PoolRef,
-    pub(super) forward: Forward,
+    pub(super) forwarding: Forwarding,
     pub(super) scheduler: Scheduler,
     pub(super) session_timeout: Duration,
-    pub(super) second_chance: bool,
+    pub(super) sticky: Option<Duration>,
+    pub(super) new_flow_limit: u32,
 }
 
 /// Where a service's backends are.
@@ -59,10 +66,7 @@ pub(super) fn read(
         }
     };
     let (pool, own) = read_pool(errors, name, &known);
-    if let Some(entry) = known.get("forward") {
-        // There is one that is supported; the others are refused where words are looked up.
-        document::word(errors, Place::Forward, entry, "write \"nat\"");
-    }
+    let forwarding = forwarding::read(errors, name, &known);
     let scheduler = known
         .get("scheduler")
         .and_then(|entry| document::word(errors, Place::Scheduler, entry, "write \"maglev\""))
@@ -70,23 +74,31 @@ pub(super) fn read(
             "source-hash" => Scheduler::SourceHash,
             "round-robin" => Scheduler::RoundRobin,
             "random" => Scheduler::Random,
+            "least-connections" => Scheduler::LeastConnections,
             _ => Scheduler::Maglev,
         });
     let session_timeout = known
         .get("session_timeout")
         .and_then(|entry| values::duration(errors, entry, &SESSION_TIMEOUTS))
         .map_or(DEFAULT_SESSION_TIMEOUT, |at| at.value);
-    let second_chance =
-        known.get("second_chance").and_then(|entry| document::boolean(errors, entry)).unwrap_or(true);
+    let sticky = known
+        .get("sticky")
+        .and_then(|entry| values::duration(errors, entry, &STICKY_TIMES))
+        .map(|at| at.value);
+    let new_flow_limit = known
+        .get("new_flow_limit")
+        .and_then(|entry| document::integer(errors, entry, NEW_FLOW_LIMITS))
+        .unwrap_or(DEFAULT_NEW_FLOW_LIMIT);
     let service = ServiceParts {
         name: At { value: name.value.to_owned(), span: name.span },
         listen,
         complete,
         pool,
-        forward: Forward::Nat,
+        forwarding,
         scheduler,
         session_timeout,
-        second_chance,
+        sticky,
+        new_flow_limit,
     };
     (service, own)
 }

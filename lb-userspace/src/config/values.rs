@@ -1,11 +1,12 @@
 //! Single values: durations, addresses, names.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use toml::de::DeValue;
 
+use super::Prefix;
 use super::diagnostics::{At, Errors, Span};
 use super::document::{Entry, mismatch};
 
@@ -112,6 +113,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 pub(super) enum Role {
     Vip,
     Backend,
+    /// A source that clients' addresses are replaced with.
+    Snat,
 }
 
 impl Role {
@@ -119,6 +122,7 @@ impl Role {
         match self {
             Self::Vip => "service address",
             Self::Backend => "backend",
+            Self::Snat => "snat address",
         }
     }
 
@@ -126,6 +130,7 @@ impl Role {
         match self {
             Self::Vip => "203.0.113.10",
             Self::Backend => "198.51.100.11",
+            Self::Snat => "198.51.100.1",
         }
     }
 }
@@ -152,6 +157,7 @@ fn unusable(address: IpAddr, role: Role) -> Option<(&'static str, String)> {
     let reachable = match role {
         Role::Vip => plain("the address that clients connect to"),
         Role::Backend => plain("the server's own address"),
+        Role::Snat => plain("an address that servers reach this gateway by"),
     };
     if let IpAddr::V6(v6) = address
         && let Some(v4) = v6.to_ipv4_mapped()
@@ -169,7 +175,7 @@ fn unusable(address: IpAddr, role: Role) -> Option<(&'static str, String)> {
         Some((
             "a loopback address, which never leaves the machine",
             match role {
-                Role::Vip => reachable,
+                Role::Vip | Role::Snat => reachable,
                 Role::Backend => format!("{reachable}; a server on the gateway itself cannot be a backend"),
             },
         ))
@@ -238,14 +244,129 @@ pub(super) fn port(errors: &mut Errors, span: Span, text: &str) -> Option<u16> {
         (format!("port {} does not exist", text.escape_debug()), "write a port from 1 to 65535")
     } else if text.split(['-', ':']).all(|part| part.parse::<u16>().is_ok()) {
         (
-            format!("port ranges are not yet supported: {}", quote(text)),
-            "list each port: [\"ADDRESS:8000\", \"ADDRESS:8001\"]",
+            format!("a range of ports is for `listen` only: {}", quote(text)),
+            "write one port, or none to keep the one that the client connected to",
         )
     } else {
         (format!("port {} is no number", quote(text)), "write a port from 1 to 65535")
     };
     errors.at(span, message).help(help);
     None
+}
+
+/// A range of ports such as `8000-8100`, or one port, as its first and last one.
+pub(super) fn port_range(errors: &mut Errors, span: Span, text: &str) -> Option<(u16, u16)> {
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let Some((first, last)) = text.split_once('-') else {
+        if let Some((first, last)) = text.split_once(':')
+            && digits(first)
+            && (digits(last) || last == "*")
+        {
+            let last = if last == "*" { "65535" } else { last };
+            let message = format!("port range {} is written with a colon", quote(text));
+            errors.at(span, message).help(format!("write \"{}-{}\"", clip(first), clip(last)));
+            return None;
+        }
+        return port(errors, span, text).map(|port| (port, port));
+    };
+    if let Some((second, _)) = last.split_once('-') {
+        let message = format!("port range {} has more than two ends", quote(text));
+        let help = if digits(first) && digits(second) {
+            format!("write \"{}-{}\"", clip(first), clip(second))
+        } else {
+            "write \"8000-8100\"".to_owned()
+        };
+        errors.at(span, message).help(help);
+        return None;
+    }
+    if first.is_empty() || last.is_empty() {
+        let message = format!("port range {} has not both its ends", quote(text));
+        let help = match (digits(first), digits(last)) {
+            (true, false) => format!("write both, as in \"{}-65535\"", clip(first)),
+            (false, true) => format!("write both, as in \"1-{}\"", clip(last)),
+            _ => "write both, as in \"8000-8100\"".to_owned(),
+        };
+        errors.at(span, message).help(help);
+        return None;
+    }
+    // Both are looked at, so that both are reported.
+    let (first, last) = (port(errors, span, first), port(errors, span, last));
+    let (first, last) = (first?, last?);
+    if first > last {
+        let message = format!("port range {} runs backwards", quote(text));
+        errors.at(span, message).help(format!("write \"{last}-{first}\""));
+        return None;
+    }
+    Some((first, last))
+}
+
+/// A network such as `172.16.0.0/16`, with a length in `lengths`. `example` is one that can be written.
+pub(super) fn prefix(
+    errors: &mut Errors,
+    text: At<&str>,
+    v6: bool,
+    lengths: &RangeInclusive<u8>,
+    example: &str,
+) -> Option<Prefix> {
+    let (span, shown) = (text.span, quote(text.value));
+    let (least, most) = (lengths.start(), lengths.end());
+    let family = if v6 { "IPv6" } else { "IPv4" };
+    let (address, length) = match text.value.split_once('/') {
+        Some((address, length)) => (address, Some(length)),
+        None => (text.value, None),
+    };
+    let Some(address) = address.parse::<IpAddr>().ok().filter(|address| address.is_ipv6() == v6) else {
+        let help = format!("write an {family} address and a prefix length, such as \"{example}\"");
+        errors.at(span, format!("{shown} is no {family} network")).help(help);
+        return None;
+    };
+    let Some(length) = length else {
+        let message = format!("network {shown} has no prefix length");
+        errors.at(span, message).help(format!("write it after a slash, such as \"{example}\""));
+        return None;
+    };
+    let digits = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
+    let Some(len) = length.parse::<u8>().ok().filter(|len| digits && lengths.contains(len)) else {
+        let message = format!("network {shown} has no usable prefix length");
+        errors
+            .at(span, message)
+            .help(format!("write a length from {least} to {most}, such as \"{example}\""));
+        return None;
+    };
+    let network = network_of(address, len);
+    if network != address {
+        let message = format!("network {shown} has bits set after the first {len}");
+        errors.at(span, message).help(format!("write \"{network}/{len}\""));
+        return None;
+    }
+    let this_network = matches!(address, IpAddr::V4(v4) if v4.octets()[0] == 0);
+    let link_local = matches!(address, IpAddr::V6(v6) if is_link_local(v6));
+    if this_network
+        || link_local
+        || address.is_unspecified()
+        || address.is_loopback()
+        || address.is_multicast()
+    {
+        let message = format!("packets from network {shown} are not routed");
+        errors.at(span, message).help(format!("write a unicast network, such as \"{example}\""));
+        return None;
+    }
+    Some(Prefix { address, len })
+}
+
+/// The address with all bits after the first `len` cleared.
+fn network_of(address: IpAddr, len: u8) -> IpAddr {
+    let len = u32::from(len);
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - len.min(32)).unwrap_or(0);
+            IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & mask))
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - len.min(128)).unwrap_or(0);
+            IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask))
+        }
+    }
 }
 
 /// Names of services, pools and backends go into URLs, metrics and commands.
@@ -286,6 +407,17 @@ mod tests {
         for text in ["500ms", "1s", "90s", "10m", "1h", "1500ms"] {
             assert_eq!(parse_duration(text).map(show_duration), Ok(text.to_owned()));
         }
+    }
+
+    #[test]
+    fn networks_of_addresses() {
+        let network = |text: &str, len| network_of(text.parse().unwrap(), len).to_string();
+        assert_eq!(network("172.16.3.4", 16), "172.16.0.0");
+        assert_eq!(network("172.16.3.4", 32), "172.16.3.4");
+        assert_eq!(network("172.16.3.4", 0), "0.0.0.0");
+        assert_eq!(network("2001:db8::1:2", 64), "2001:db8::");
+        assert_eq!(network("2001:db8::1:2", 128), "2001:db8::1:2");
+        assert_eq!(network("2001:db8::1:2", 0), "::");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{CheckKind, Forward, Listen, OnDown, Protocol, Scheduler, XdpMode};
+use super::{CheckKind, Forward, Listen, OnDown, Prefix, Protocol, Scheduler, XdpMode};
 
 macro_rules! words {
     ($type:ty { $($variant:ident = $word:literal),+ $(,)? }) => {
@@ -26,19 +26,35 @@ macro_rules! words {
 words!(XdpMode { Auto = "auto", Native = "native", Generic = "generic" });
 words!(OnDown { Reset = "reset", Keep = "keep" });
 words!(CheckKind { Tcp = "tcp", Smtp = "smtp" });
-words!(Protocol { Tcp = "tcp", Udp = "udp" });
-words!(Forward { Nat = "nat" });
+words!(Protocol { Tcp = "tcp", Udp = "udp", Any = "any" });
+words!(Forward { Nat = "nat", Snat = "snat", Dsr = "dsr", Ipip = "ipip", Gue = "gue" });
 words!(Scheduler {
     Maglev = "maglev",
     SourceHash = "source-hash",
     RoundRobin = "round-robin",
-    Random = "random"
+    Random = "random",
+    LeastConnections = "least-connections",
 });
 
-/// `203.0.113.10:25/tcp`, `[2001:db8::10]:25/tcp`
+/// `203.0.113.10:25/tcp`, `[2001:db8::10]:8000-8100/tcp`, `203.0.113.10/any`
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = std::net::SocketAddr::new(self.address, self.port);
-        f.pad(&format!("{address}/{}", self.protocol))
+        let Self { address, port, last_port, protocol } = *self;
+        if protocol == Protocol::Any {
+            return f.pad(&format!("{address}/{protocol}"));
+        }
+        let first = std::net::SocketAddr::new(address, port);
+        f.pad(&if last_port == port {
+            format!("{first}/{protocol}")
+        } else {
+            format!("{first}-{last_port}/{protocol}")
+        })
+    }
+}
+
+/// `172.16.0.0/16`
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}/{}", self.address, self.len))
     }
 }

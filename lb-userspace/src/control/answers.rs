@@ -8,7 +8,9 @@ use super::request::{Refusal, Request};
 use super::status::{self, Sources};
 use super::task::Control;
 use crate::api::types::{AdminState, BackendChange, CounterValue, Counters, EventKind, Flows};
+use crate::carp;
 use crate::dataplane::Maps as _;
+use crate::net::held::Counts;
 
 impl Control {
     pub(super) fn answer(&mut self, request: Request) {
@@ -23,8 +25,15 @@ impl Control {
             Request::Counters(reply) => {
                 let _ = reply.send(self.counters());
             }
+            Request::Explain { question, towards, reply } => self.explain(question, towards, reply),
+            Request::Trace { filter, rate, reply } => self.trace(filter, rate, reply),
             Request::SetAdmin { backend, service, state, reply } => {
                 let _ = reply.send(self.set_admin(&backend, service.as_deref(), state));
+            }
+            Request::Carp(reply) => self.carp.send(carp::task::Command::Status(reply)),
+            Request::Sync(reply) => self.answer_sync(reply),
+            Request::SetCarp { name, wish, reply } => {
+                self.carp.send(carp::task::Command::Wish { name, wish, reply });
             }
             Request::Reload(reply) => {
                 let _ = reply.send(self.reload());
@@ -40,7 +49,6 @@ impl Control {
             state: &self.state,
             dataplane: &self.dataplane,
             attached: &self.attached,
-            swept: &self.swept,
             started: self.started,
         })
     }
@@ -64,13 +72,22 @@ impl Control {
             warn!("{error:#}");
             BTreeMap::new()
         });
-        let counters = values
+        let mut counters: BTreeMap<_, _> = values
             .into_iter()
             .map(|(reason, value)| {
                 let verdict = reason.kind().name().to_owned();
                 (reason.name().to_owned(), CounterValue { value, verdict, help: reason.help().to_owned() })
             })
             .collect();
+        let Counts { followed, expired, displaced } = self.held.counts();
+        for (name, value, verdict, help) in [
+            ("held_followed", followed, "note", "Held fragment taken after its first one had come."),
+            ("held_expired", expired, "drop", "Held fragment whose first one did not come within a second."),
+            ("held_displaced", displaced, "drop", "Held fragment that newer ones needed the room of."),
+        ] {
+            let (verdict, help) = (verdict.to_owned(), help.to_owned());
+            counters.insert(name.to_owned(), CounterValue { value, verdict, help });
+        }
         Counters { counters }
     }
 

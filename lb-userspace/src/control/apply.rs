@@ -1,13 +1,15 @@
 //! Bringing maps and interfaces to what is configured: at the start, at a reload, and when something has changed.
 
 use anyhow::Context as _;
-use log::{error, info};
+use log::{error, info, warn};
 
 use super::request::Refusal;
 use super::state::State;
+use super::sync::FlowSync;
 use super::task::Control;
 use crate::api::types::{EventKind, ReloadOutcome};
-use crate::config::{self, Config};
+use crate::carp;
+use crate::config::{self, Config, Forward};
 use crate::daemon::host;
 use crate::dataplane::desired::desired;
 use crate::dataplane::kernel::Kernel;
@@ -19,9 +21,10 @@ impl Control {
     /// Makes the maps what configuration and state say. Says how many steps it took; what fails is tried again at the
     /// next tick.
     pub(super) fn converge(&mut self) -> usize {
-        match bring(&mut self.dataplane, &self.config, &self.state) {
+        match bring(&mut self.dataplane, &self.config, &self.state, &self.sync) {
             Ok(steps) => {
                 self.behind = false;
+                self.meet_neighbours();
                 steps
             }
             Err(error) => {
@@ -58,20 +61,34 @@ impl Control {
         let capacity = self.dataplane.maps().capacity();
         desired(&new, &state, self.dataplane.image(), capacity).map_err(|error| refuse(error.to_string()))?;
 
+        let vhids = carp::plan::prepare(&new.carp).map_err(|error| refuse(format!("{error:#}")))?;
+
+        let sync = FlowSync::prepare(&new).map_err(|error| refuse(format!("{error:#}")))?;
+
         let services = self.service_states();
         // An interface that was removed and made again has another number.
         let same =
             self.attached.iter().map(|a| (&a.name, a.index)).eq(interfaces.iter().map(|(n, i)| (n, *i)));
         if !same || new.xdp_mode != self.config.xdp_mode {
             match self.dataplane.maps_mut().attach(&self.pins, &interfaces, new.xdp_mode) {
-                Ok(attached) => self.attached = attached,
+                Ok(attached) => {
+                    self.attached = attached;
+                    self.tell_ports();
+                    self.trace_again();
+                }
                 Err(error) => {
                     self.attach_again();
                     return Err(refuse(format!("{error:#}")));
                 }
             }
         }
-        let steps = match bring(&mut self.dataplane, &new, &state) {
+        if new.flows.capacity != self.config.flows.capacity {
+            warn!(
+                "flows.capacity is used when the flow table is made, and this one goes on as it is; run `matapa detach` \
+                 and start the daemon again to change it (this interrupts forwarding)"
+            );
+        }
+        let steps = match bring(&mut self.dataplane, &new, &state, &self.sync) {
             Ok(steps) => steps,
             Err(error) => {
                 self.converge();
@@ -80,6 +97,9 @@ impl Control {
             }
         };
         (self.config, self.state) = (new, state);
+        self.change_sync(sync);
+        self.meet_neighbours();
+        self.carp.send(carp::task::Command::Reload(vhids));
         host::prepare(&self.config);
         self.runner.set_targets(self.state.targets(&self.config));
         self.tell_services(&services);
@@ -92,7 +112,11 @@ impl Control {
     pub(super) fn attach_again(&mut self) {
         let present = attach::present(&self.config.interfaces);
         match self.dataplane.maps_mut().attach(&self.pins, &present, self.config.xdp_mode) {
-            Ok(attached) => self.attached = attached,
+            Ok(attached) => {
+                self.attached = attached;
+                self.tell_ports();
+                self.trace_again();
+            }
             Err(error) => error!("the program could not be put back on all interfaces: {error:#}"),
         }
     }
@@ -103,16 +127,37 @@ impl Control {
     /// # Errors
     /// When a map or an interface refuses: then the daemon does not start.
     pub fn begin(&mut self, adopted: bool, interfaces: &[(String, u32)]) -> anyhow::Result<()> {
-        let steps = bring(&mut self.dataplane, &self.config, &self.state)?;
+        let steps = bring(&mut self.dataplane, &self.config, &self.state, &self.sync)?;
+        self.meet_neighbours();
         self.attached = self.dataplane.maps_mut().attach(&self.pins, interfaces, self.config.xdp_mode)?;
         if adopted {
             let clock = self.clock()?;
-            self.swept = self.dataplane.maps().flows().sweep(self.dataplane.image(), clock);
+            self.swept = self.sweep(clock);
             let (services, flows) = (self.config.services.len() as u64, self.swept.occupied);
             info!("took over {flows} flows of an earlier daemon; {steps} steps to this configuration");
             self.emit(EventKind::Adopted { services, flows });
         }
         Ok(())
+    }
+
+    /// Has the kernel know the MAC addresses on the way to backends that the program sends to by itself. What is
+    /// translated is left to the kernel while it does not know the neighbour, and it asks. But it cannot forward what is
+    /// for an address of its own, nor, with `rp_filter`, a tunnel's packet with a source that is nowhere.
+    fn meet_neighbours(&mut self) {
+        let backends = self.dataplane.image().backends.values();
+        let alone =
+            backends.filter(|backend| matches!(backend.forward, Forward::Dsr | Forward::Ipip | Forward::Gue));
+        self.neighbours.replace(alone.map(|backend| backend.server.address).collect());
+    }
+
+    /// Tells the program of the interfaces that it runs on, and of the VLANs on them.
+    pub(super) fn tell_ports(&mut self) {
+        let carriers: Vec<u32> = self.attached.iter().map(|attached| attached.index).collect();
+        let table = self.interfaces.borrow_and_update().table(&carriers);
+        self.dataplane.maps().write_ports(&table.ports);
+        if let Err(error) = self.dataplane.maps_mut().write_vlans(&table.vlans) {
+            warn!("packets of some VLANs are left to the kernel: {error}");
+        }
     }
 
     /// An interface that was removed and made again, such as by a driver that was loaded anew, has lost the program.
@@ -129,11 +174,18 @@ impl Control {
 }
 
 /// Makes the maps what `config` and `state` say. Says how many steps it took.
-fn bring(dataplane: &mut Dataplane<Kernel>, config: &Config, state: &State) -> anyhow::Result<usize> {
+fn bring(
+    dataplane: &mut Dataplane<Kernel>,
+    config: &Config,
+    state: &State,
+    sync: &FlowSync,
+) -> anyhow::Result<usize> {
     let wanted = desired(config, state, dataplane.image(), dataplane.maps().capacity())?;
     let steps = plan(dataplane.image(), &wanted);
-    for step in &steps {
-        dataplane.apply(step).with_context(|| format!("step {step:?}"))?;
-    }
+    sync.before(dataplane, &config.flows, &steps);
+    let done: anyhow::Result<()> =
+        steps.iter().try_for_each(|step| dataplane.apply(step).with_context(|| format!("step {step:?}")));
+    sync.after(dataplane, &config.flows);
+    done?;
     Ok(steps.len())
 }

@@ -73,34 +73,23 @@ impl Passive {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::AdminState;
-    use crate::config::{Listen, Protocol, Scheduler};
-    use crate::dataplane::image::{BackendEntry, ListenerEntry, Table, TableKind};
-    use crate::health::Health;
+    use crate::config::{Listen, Protocol};
+    use crate::dataplane::image::BackendEntry;
+    use crate::dataplane::worlds;
 
     fn image(backends: u32) -> Image {
-        let listen = Listen { address: "203.0.113.10".parse().unwrap(), port: 25, protocol: Protocol::Tcp };
-        let members = (1..=backends).map(|id| (id, 1)).collect();
-        let listener = ListenerEntry {
-            service: "mail".to_owned(),
-            listen,
-            session_timeout: 600,
-            second_chance: true,
-            scheduler: Scheduler::Maglev,
-            table: Table { kind: TableKind::Maglev, size: 131, members },
+        let listen = Listen {
+            address: "203.0.113.10".parse().unwrap(),
+            port: 25,
+            last_port: 25,
+            protocol: Protocol::Tcp,
         };
-        let backend = |id: u32| BackendEntry {
-            name: format!("mx{id}"),
-            server: server(id),
-            weight: 1,
-            health: Health::Up,
-            admin: AdminState::Enabled,
-            reset_when_down: true,
-            suspect: false,
-        };
+        let listener = worlds::listener(listen, 1..=backends);
+        let backend = |id: u32| BackendEntry { server: server(id), ..worlds::server(1, server(id).address) };
         Image {
             listeners: [(1, listener)].into(),
             backends: (1..=backends).map(|id| (id, backend(id))).collect(),
+            ..Image::default()
         }
     }
 

@@ -2,7 +2,13 @@
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::api::carp::{CarpChange, CarpStatus};
+use crate::api::explain::{Explanation, Question};
+use crate::api::sync::SyncStatus;
+use crate::api::trace::Filter;
 use crate::api::types::{AdminState, BackendChange, Counters, Event, Flows, ReloadOutcome, Status};
+use crate::carp::fsm::Wish;
+use crate::control::tracing::Trace;
 
 /// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,7 +27,7 @@ pub enum Refusal {
     Failed(String),
 }
 
-type Reply<T> = oneshot::Sender<T>;
+pub(super) type Reply<T> = oneshot::Sender<T>;
 
 /// A question or command for the control task, with the place for its answer.
 #[derive(Debug)]
@@ -33,11 +39,31 @@ pub enum Request {
         reply: Reply<Result<Flows, Refusal>>,
     },
     Counters(Reply<Counters>),
+    /// What the program would do with a packet. `towards`: the interface by which the kernel sends to its source.
+    Explain {
+        question: Question,
+        towards: Option<u32>,
+        reply: Reply<Result<Explanation, Refusal>>,
+    },
+    /// What the program decides for packets, as they come; at most so many a second are told of.
+    Trace {
+        filter: Filter,
+        rate: u32,
+        reply: Reply<Result<Trace, Refusal>>,
+    },
     SetAdmin {
         backend: String,
         service: Option<String>,
         state: AdminState,
         reply: Reply<Result<BackendChange, Refusal>>,
+    },
+    Carp(Reply<CarpStatus>),
+    Sync(Reply<SyncStatus>),
+    /// Of the vhid of this name, or of all.
+    SetCarp {
+        name: Option<String>,
+        wish: Wish,
+        reply: Reply<Result<CarpChange, Refusal>>,
     },
     Reload(Reply<Result<ReloadOutcome, Refusal>>),
     /// Run all checks now; answered when each has a result.

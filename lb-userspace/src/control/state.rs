@@ -7,7 +7,7 @@ use super::passive::Passive;
 use crate::api::types::AdminState;
 use crate::config::{Backend, Config, Listen, Service};
 use crate::dataplane::desired::Verdicts;
-use crate::dataplane::image::{BackendEntry, Image, Server};
+use crate::dataplane::image::{BackendEntry, Image, Server, server_port, serves};
 use crate::health::{Health, Report, Target};
 
 /// What the checks of one target have found.
@@ -168,19 +168,17 @@ pub fn uses<'c>(
     })
 }
 
-/// Each listener of a service with each backend of the same family.
+/// Each listener of a service with each backend that it hands packets to.
 fn places<'c>(config: &'c Config, service: &'c Service) -> impl Iterator<Item = (&'c Listen, &'c Backend)> {
     service.listen.iter().flat_map(move |listen| {
         let backends = config.pools[service.pool].backends.iter();
-        backends
-            .filter(|b| b.address.is_ipv4() == listen.address.is_ipv4())
-            .map(move |backend| (listen, backend))
+        backends.filter(|backend| serves(service, listen, backend)).map(move |backend| (listen, backend))
     })
 }
 
 /// What the maps hold of a backend behind a listener.
 fn known<'i>(image: &'i Image, listen: &Listen, backend: &Backend) -> Option<&'i BackendEntry> {
-    let server = (backend.address, backend.port.unwrap_or(listen.port));
+    let server = (backend.address, server_port(listen, backend));
     let mut found = image.backends_of(image.listener_at(listen)?);
     found.find(|(_, b)| (b.server.address, b.server.port) == server).map(|(_, b)| b)
 }

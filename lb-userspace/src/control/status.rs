@@ -11,8 +11,8 @@ use crate::api::types::{
 };
 use crate::config::{Backend, Config, Service};
 use crate::dataplane::desired::Verdicts as _;
-use crate::dataplane::flows::{Clock, Flow, Swept};
-use crate::dataplane::image::{Id, Image, address_from};
+use crate::dataplane::flows::{Clock, Flow};
+use crate::dataplane::image::{Id, Image, address_from, server_port, serves};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach::Attached;
 use crate::dataplane::{Dataplane, Maps as _};
@@ -26,7 +26,6 @@ pub struct Sources<'a> {
     pub state: &'a State,
     pub dataplane: &'a Dataplane<Kernel>,
     pub attached: &'a [Attached],
-    pub swept: &'a Swept,
     pub started: Instant,
 }
 
@@ -77,7 +76,7 @@ fn service_status(sources: &Sources<'_>, id: u32, service: &Service) -> ServiceS
 
 /// A backend of a service stands in the maps once for each of the service's listeners; here they are one.
 fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -> BackendStatus {
-    let Sources { config, state, dataplane, swept, .. } = sources;
+    let Sources { config, state, dataplane, .. } = sources;
     let ids = numbers(dataplane.image(), service, backend);
     let stats = ids.iter().map(|id| dataplane.maps().stats(*id).unwrap_or_default()).fold(
         BackendStats::default(),
@@ -91,7 +90,7 @@ fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -
     );
     let checked: Vec<_> =
         service.listen.iter().filter_map(|listen| state.checked(config, service, listen, backend)).collect();
-    let listens = || service.listen.iter().filter(|l| l.address.is_ipv4() == backend.address.is_ipv4());
+    let listens = || service.listen.iter().filter(|listen| serves(service, listen, backend));
     // The worst of the ports that traffic goes to.
     let healths: Vec<Health> = listens().map(|l| state.health(config, service, l, backend)).collect();
     let health = [Health::Down, Health::Unknown]
@@ -121,7 +120,7 @@ fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -
             .map(|l| u64::try_from(l.as_millis()).unwrap_or(u64::MAX)),
         moved_away: stats.moved_away,
         suspect,
-        flows: ids.iter().filter_map(|id| swept.live.get(id)).sum(),
+        flows: ids.iter().map(|id| dataplane.maps().flows().live(*id)).sum(),
         packets: stats.to_packets + stats.from_packets,
         bytes: stats.to_bytes + stats.from_bytes,
     }
@@ -133,7 +132,7 @@ pub fn numbers(image: &Image, service: &Service, backend: &Backend) -> Vec<Id> {
         .listen
         .iter()
         .filter_map(|listen| {
-            let port = backend.port.unwrap_or(listen.port);
+            let port = server_port(listen, backend);
             let mut found = image.backends_of(image.listener_at(listen)?);
             found
                 .find(|(_, b)| (b.server.address, b.server.port) == (backend.address, port))
@@ -165,13 +164,18 @@ pub fn flows(dataplane: &Dataplane<Kernel>, clock: Clock, limit: usize, service:
 fn flow_status(image: &Image, clock: Clock, flow: &Flow) -> Option<FlowStatus> {
     let backend = image.backends.get(&flow.backend)?;
     let listener = image.listeners.get(&backend.server.listener)?;
+    let port = match backend.server.port {
+        // It is the one that the client used.
+        0 => flow.tuple.vip_port.get(),
+        port => port,
+    };
     Some(FlowStatus {
         service: listener.service.clone(),
         backend: backend.name.clone(),
         protocol: listener.listen.protocol.to_string(),
         client: SocketAddr::new(address_from(flow.tuple.client), flow.tuple.client_port.get()),
         vip: SocketAddr::new(listener.listen.address, flow.tuple.vip_port.get()),
-        server: SocketAddr::new(backend.server.address, backend.server.port),
+        server: SocketAddr::new(backend.server.address, port),
         state: flow.state.name().to_owned(),
         idle_seconds: clock.age(flow.time) as u64,
     })

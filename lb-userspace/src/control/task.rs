@@ -1,29 +1,35 @@
 //! The task itself.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lb_common::abi::BackendFlags;
 use lb_common::abi::flow::FlowState;
 use log::{debug, error, info, warn};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::explain::Explaining;
+use super::held::HeldFragments;
 use super::request::{Refusal, Request};
 use super::resets::{self, Connection};
 use super::state::{State, uses};
 use super::status;
+use super::sync::FlowSync;
+use super::tracing::Tracing;
 use crate::api::types::{Event, EventKind, ServiceState};
+use crate::carp::task::Carp;
 use crate::config::Config;
 use crate::dataplane::flows::{Clock, Swept};
-use crate::dataplane::image::{Id, Server, address_from};
+use crate::dataplane::image::{Id, Server, server_port};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach::Attached;
 use crate::dataplane::kernel::pins::Pins;
 use crate::dataplane::{Dataplane, Maps};
 use crate::health::{Report, Runner, Target};
+use crate::net::neighbours::Neighbours;
+use crate::net::ports::Interfaces;
 
 /// How often flows are aged and counted, and what failed is tried again.
 const TICK: Duration = Duration::from_secs(1);
@@ -48,6 +54,15 @@ pub struct Control {
     pub resetting: BTreeMap<Id, u64>,
     /// The maps are not what they should be: a step failed, to be tried again.
     pub behind: bool,
+    /// What is known of the machine's interfaces.
+    pub interfaces: watch::Receiver<Interfaces>,
+    pub carp: Carp,
+    pub sync: FlowSync,
+    pub explaining: Explaining,
+    pub tracing: Tracing,
+    pub held: HeldFragments,
+    /// On the way to backends that the kernel itself does not send to.
+    pub neighbours: Neighbours,
 }
 
 /// What ends the task.
@@ -65,14 +80,28 @@ pub enum Signal {
 }
 
 impl Control {
-    /// Serves until it is told to stop. Forwarding goes on after that.
+    /// Serves until it is told to stop. Forwarding goes on after that, but shared addresses go to another gateway.
     pub async fn run(
         mut self,
+        requests: mpsc::Receiver<Request>,
+        reports: mpsc::Receiver<Report>,
+        signals: mpsc::Receiver<Signal>,
+    ) -> Stop {
+        let stop = self.serve(requests, reports, signals).await;
+        self.sync.stop();
+        self.stop_tracing();
+        self.carp.stop().await;
+        stop
+    }
+
+    async fn serve(
+        &mut self,
         mut requests: mpsc::Receiver<Request>,
         mut reports: mpsc::Receiver<Report>,
         mut signals: mpsc::Receiver<Signal>,
     ) -> Stop {
         self.runner.set_targets(self.state.targets(&self.config));
+        self.demote_for_services();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -102,6 +131,12 @@ impl Control {
                     Some(request) => self.answer(request),
                     None => return Stop::Asked,
                 },
+                Ok(()) = self.interfaces.changed() => self.tell_ports(),
+                Some(change) = self.carp.changes.recv() => self.tell_carp(change),
+                Some(change) = self.sync.changes.recv() => self.tell_sync(&change),
+                Some(loaded) = self.explaining.loaded() => self.explainer_loaded(loaded),
+                Some(change) = self.tracing.change() => self.tracing_changed(change),
+                frames = self.held.due() => self.offer_held(&frames),
                 _ = tick.tick() => self.tick(),
             }
         }
@@ -143,7 +178,7 @@ impl Control {
         let uses = self.config.services.iter().flat_map(|service| uses(&self.config, service));
         uses.filter(|(used, ..)| used == target)
             .filter_map(|(_, listen, backend)| {
-                let port = backend.port.unwrap_or(listen.port);
+                let port = server_port(listen, backend);
                 Some(Server { listener: image.listener_at(listen)?, address: backend.address, port })
             })
             .collect()
@@ -188,6 +223,7 @@ impl Control {
                 self.emit(EventKind::Service { service, state });
             }
         }
+        self.demote_for_services();
     }
 
     fn tick(&mut self) {
@@ -196,12 +232,28 @@ impl Control {
             self.converge();
         }
         self.follow_interfaces();
+        self.neighbours.refresh();
         match self.clock() {
-            Ok(clock) => self.swept = self.dataplane.maps().flows().sweep(self.dataplane.image(), clock),
+            Ok(clock) => {
+                self.sync.clock.tell(clock);
+                self.swept = self.sweep(clock);
+            }
             Err(error) => warn!("flows were not aged: {error:#}"),
         }
         self.suspect();
         self.reset_connections();
+        self.explaining.rest();
+        self.refresh_names();
+    }
+
+    /// Ages and counts the flows.
+    pub(super) fn sweep(&self, clock: Clock) -> Swept {
+        let swept = self.dataplane.maps().flows().sweep(self.dataplane.image(), clock, &self.config.flows);
+        if !swept.drift.is_empty() {
+            // Of a few, while packets come.
+            debug!("live flows counted one by one differ from their number: {:?}", swept.drift);
+        }
+        swept
     }
 
     /// Takes backends out of the tables that the packet path has found silent, and gives those another try that no
@@ -263,12 +315,7 @@ impl Control {
         };
         let flows = table.list(image, &key, |word| live(word.state()) && doomed(word.backend()));
         for flow in flows.take(RESETS_PER_TICK) {
-            let Some(listener) = image.listeners.get(&flow.tuple.listener) else { continue };
-            let client = SocketAddr::new(address_from(flow.tuple.client), flow.tuple.client_port.get());
-            connections.push(Connection {
-                client,
-                vip: SocketAddr::new(listener.listen.address, flow.tuple.vip_port.get()),
-            });
+            connections.extend(Connection::of(&flow, image));
             *per_backend.entry(flow.backend).or_default() += 1;
         }
         // Clients that are gone do not answer: they are asked again until their flows expire, but not told of again.

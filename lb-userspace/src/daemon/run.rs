@@ -5,23 +5,33 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context as _;
+use lb_common::abi::flow::WAYS;
 use log::{info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
 use super::host;
 use crate::api::{metrics, server, socket};
+use crate::carp;
 use crate::config::Config;
+use crate::control::explain::Explaining;
+use crate::control::held::HeldFragments;
 use crate::control::request::ControlHandle;
 use crate::control::state::State;
+use crate::control::sync::FlowSync;
 use crate::control::task::{Control, Signal};
+use crate::control::tracing::Tracing;
 use crate::dataplane::flows::Swept;
 use crate::dataplane::kernel::Logger;
 use crate::dataplane::kernel::attach;
 use crate::dataplane::kernel::load::{self, Geometry, Loaded};
 use crate::dataplane::kernel::pins::{self, Pins};
-use crate::dataplane::{Capacity, Dataplane};
+use crate::dataplane::{Capacity, Dataplane, Maps as _, snapshot};
 use crate::health;
+use crate::net::neighbours::Neighbours;
+use crate::net::ports::Interfaces;
+use crate::net::watch as follow;
+use crate::sync::key;
 
 /// How to run.
 #[derive(Clone, Debug)]
@@ -32,9 +42,6 @@ pub struct Options {
     /// Log the way of every packet.
     pub trace_packets: bool,
 }
-
-/// Lines of the flow table in new maps: room for a million flows, in 32 MiB.
-const FLOW_LINES: u32 = 1 << 17;
 
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
@@ -56,12 +63,25 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
     };
+    let vhids = carp::plan::prepare(&config.carp)?;
+    let sync = FlowSync::prepare(&config)?;
+    let seed = match &config.cluster.seed_file {
+        Some(path) => Some(key::hash_key(&key::read("cluster.seed_file", path)?)),
+        None => None,
+    };
     let interfaces = attach::resolve(&config.interfaces)?;
     let pins = Pins::open(&pins::directory())?;
+    // A gateway that cannot forward yet must not be master. One that an earlier daemon has left forwarding can, as one
+    // that has nothing to forward; and its peers do not wait until this one's program is verified.
+    let forwards = config.services.is_empty() || pins.links().is_ok_and(|links| !links.is_empty());
+    let early = if forwards { Some(carp::task::start(vhids.clone())?) } else { None };
     let Loaded { mut kernel, image, adopted } =
-        match load::load(&pins, geometry(&config), options.trace_packets) {
+        match load::load(&pins, geometry(&config), seed, options.trace_packets) {
             Ok(loaded) => loaded,
             Err(error) => {
+                if let Some(carp) = early {
+                    carp.stop().await;
+                }
                 if pins.links().is_ok_and(|links| links.is_empty()) {
                     give_up(pins);
                 }
@@ -69,9 +89,21 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
             }
         };
     let logger = kernel.take_logger();
+    let ring = kernel.take_held().context("the program's ring buffer of fragments is in use")?;
+    let held = HeldFragments::over(ring)?;
     if adopted {
-        kernel.remove_dangling(&image);
+        snapshot::remove_rest(&mut kernel, &image)?;
+        let wanted = u64::from(flow_lines(&config)) * WAYS as u64;
+        let found = kernel.flows().capacity();
+        if found != wanted {
+            warn!(
+                "the flow table in use has room for {found} flows, and flows.capacity asks for {wanted}; run `matapa \
+                 detach` and start the daemon again to change it (this interrupts forwarding)"
+            );
+        }
     }
+    let epoch = kernel.route_epoch();
+    let (interfaces_to, known) = tokio::sync::watch::channel(Interfaces::default());
     let (reports_to, reports) = mpsc::channel(1024);
     let (events, _) = broadcast::channel(1024);
     let mut control = Control {
@@ -88,14 +120,31 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         event_number: 0,
         resetting: BTreeMap::new(),
         behind: false,
+        interfaces: known,
+        carp: match early {
+            Some(carp) => carp,
+            None => carp::task::start(Vec::new())?,
+        },
+        explaining: Explaining::default(),
+        tracing: Tracing::default(),
+        held,
+        neighbours: Neighbours::default(),
+        sync: FlowSync::default(),
     };
-    if let Err(error) = control.begin(adopted, &interfaces) {
+    let begun = control.begin_sync(sync).and_then(|()| control.begin(adopted, &interfaces));
+    if let Err(error) = begun {
+        control.carp.stop().await;
         // Also of an earlier start that ended before it attached anything.
         if control.pins.links().is_ok_and(|links| links.is_empty()) {
             give_up(control.pins);
         }
         return Err(error);
     }
+    if !forwards {
+        control.carp.send(carp::task::Command::Reload(vhids));
+    }
+    // What an earlier daemon has left is what this gateway has seen.
+    control.demote_for_flows(control.sync.is_running() && !adopted);
     host::prepare(&control.config);
     for attached in &control.attached {
         info!("{} ({}) carries the program in {} mode", attached.name, attached.index, attached.mode());
@@ -111,6 +160,13 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
     let api = tokio::spawn(server::serve(socket, handle.clone(), until(stopped.clone())));
     let metrics = metrics_listener
         .map(|listener| tokio::spawn(metrics::serve(listener, handle.clone(), until(stopped.clone()))));
+    let follower = match follow::spawn(epoch, interfaces_to, until(stopped.clone())) {
+        Ok(follower) => Some(follower),
+        Err(error) => {
+            warn!("routes and interfaces are not followed, so VLANs are left to the kernel: {error}");
+            None
+        }
+    };
     if let Some(logger) = logger {
         tokio::spawn(trace(logger));
     }
@@ -122,6 +178,9 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
     report_end("API", api.await);
     if let Some(metrics) = metrics {
         report_end("metrics", metrics.await);
+    }
+    if let Some(follower) = follower {
+        report_end("task that follows routes", follower.await.map(Ok));
     }
     info!("stopped; forwarding goes on as it is until `matapa detach`");
     Ok(())
@@ -152,8 +211,13 @@ fn geometry(config: &Config) -> Geometry {
             // 64 listeners with two tables of the largest size each; more listeners get smaller tables.
             table_slots: 1 << 22,
         },
-        flow_lines: FLOW_LINES,
+        flow_lines: flow_lines(config),
     }
+}
+
+/// Lines of a new flow table.
+fn flow_lines(config: &Config) -> u32 {
+    config.flows.capacity.div_ceil(WAYS as u32).max(1).next_power_of_two()
 }
 
 fn signals() -> anyhow::Result<mpsc::Receiver<Signal>> {

@@ -2,13 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
-use lb_common::abi::net::{Be16, Protocol, mapped};
-use lb_common::abi::{Backend, BackendFlags, Listener, ListenerFlags, SchedulerCode, TableRef};
+use lb_common::abi::endpoint::ANY_PORT;
+use lb_common::abi::net::{Be16, Protocol as Wire, mapped, unmapped};
+use lb_common::abi::{
+    Backend, BackendFlags, Features, Listener, ListenerFlags, Mode, SchedulerCode, Settings, SiblingKey,
+    Side, TableRef,
+};
 use lb_common::maglev::{self, Candidate};
 
+use super::endpoints::Endpoint;
 use crate::api::types::AdminState;
-use crate::config::{Listen, Scheduler};
+use crate::config::{self, Forward, Listen, Protocol, Scheduler, Service};
 use crate::health::Health;
 
 /// Number of a listener in `LISTENERS`, of a backend in `BACKENDS`. Never 0.
@@ -17,23 +23,142 @@ pub type Id = u32;
 /// Everything the daemon has put into the maps. The flows are not part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
+    /// How the program counts new flows. Not in a map.
+    pub pace: Pace,
+    pub features: Features,
+    pub tunnel: TunnelSources,
+    /// By index in `SNAT_ADDRESSES`. One that no listener uses any more stays for the flows that do.
+    pub snat_addresses: BTreeMap<u8, IpAddr>,
     pub listeners: BTreeMap<Id, ListenerEntry>,
     pub backends: BTreeMap<Id, BackendEntry>,
+    /// Of each sticky service, its servers behind each of its listeners.
+    pub siblings: BTreeMap<SiblingKey, Id>,
+    /// Where packets are led to: a listener by a destination, a backend by a source. Of several at a chained endpoint,
+    /// the first.
+    pub endpoints: BTreeMap<Endpoint, Id>,
 }
 
-/// One VIP, port and protocol.
+/// How the program counts new flows: each CPU by itself, anew in each tick of the flow table's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    pub cpus: u32,
+    pub tick: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { cpus: 1, tick: Duration::from_secs(1) }
+    }
+}
+
+impl Pace {
+    /// The share of one CPU in one tick, rounded up, of what is allowed in a second.
+    pub fn share(&self, per_second: u32) -> u32 {
+        let share = u128::from(per_second) * self.tick.as_micros();
+        let share = share.div_ceil(1_000_000 * u128::from(self.cpus.max(1)));
+        u32::try_from(share).unwrap_or(u32::MAX)
+    }
+
+    /// Whole ticks, rounded up: 1 at least, and no more than the clock can tell apart.
+    pub fn ticks(&self, time: Duration) -> u16 {
+        let ticks = time.as_micros().div_ceil(self.tick.as_micros().max(1));
+        u16::try_from(ticks).unwrap_or(u16::MAX).clamp(1, u16::MAX / 2)
+    }
+}
+
+/// Outer sources of tunnels, as they stand in `SETTINGS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunnelSources {
+    pub v4: [u8; 4],
+    /// The bits that vary with the flow.
+    pub v4_vary: [u8; 4],
+    pub v6: [u8; 16],
+    pub v6_vary: [u8; 16],
+}
+
+impl TunnelSources {
+    pub fn of(tunnel: &config::Tunnel) -> Self {
+        let source4 = address_bytes(tunnel.source4.address);
+        let vary4 = u32::MAX.checked_shr(u32::from(tunnel.source4.len)).unwrap_or(0);
+        let vary6 = u128::MAX.checked_shr(u32::from(tunnel.source6.len)).unwrap_or(0);
+        Self {
+            v4: *unmapped(&source4),
+            v4_vary: vary4.to_be_bytes(),
+            v6: address_bytes(tunnel.source6.address),
+            v6_vary: vary6.to_be_bytes(),
+        }
+    }
+
+    pub const fn from_settings(settings: &Settings) -> Self {
+        Self {
+            v4: settings.tunnel4,
+            v4_vary: settings.tunnel4_vary,
+            v6: settings.tunnel6,
+            v6_vary: settings.tunnel6_vary,
+        }
+    }
+
+    pub const fn write_to(&self, settings: &mut Settings) {
+        settings.tunnel4 = self.v4;
+        settings.tunnel4_vary = self.v4_vary;
+        settings.tunnel6 = self.v6;
+        settings.tunnel6_vary = self.v6_vary;
+    }
+}
+
+/// One VIP, port or range of ports, and protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerEntry {
     /// Name of its service.
     pub service: String,
-    /// What identifies it: two images mean the same listener by the same `listen`.
+    /// The service's number, which sticky clients are remembered by.
+    pub service_number: u32,
+    /// With `forward`, what identifies it, by [`Identity`].
     pub listen: Listen,
+    pub forward: Forward,
     /// Seconds.
     pub session_timeout: u32,
     /// Opening connections whose backend does not answer are offered to another one.
     pub second_chance: bool,
+    /// New flows that each CPU records in a tick.
+    pub new_flow_limit: u32,
+    /// Ticks after which a client without new flows may go elsewhere; 0: at once.
+    pub sticky_ticks: u16,
+    /// With [`Forward::Snat`].
+    pub snat: Option<SnatRange>,
     pub scheduler: Scheduler,
     pub table: Table,
+    /// The next listener at the same chained endpoint; 0 after the last.
+    pub next: Id,
+}
+
+/// What identifies a listener. A range of ports may become longer or shorter and keeps its flows; what is sent in another
+/// way is another listener, as the way of a flow cannot change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Identity {
+    address: IpAddr,
+    protocol: Protocol,
+    first_port: u16,
+    is_range: bool,
+    /// As in [`lb_common::abi::Mode`].
+    mode: u8,
+}
+
+impl Identity {
+    pub const fn of(listen: &Listen, forward: Forward) -> Self {
+        let Listen { address, protocol, port: first_port, .. } = *listen;
+        Self { address, protocol, first_port, is_range: listen.is_range(), mode: forward.mode().0 }
+    }
+}
+
+/// What clients' addresses and ports are replaced with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnatRange {
+    /// Indexes in `SNAT_ADDRESSES`.
+    pub first: u8,
+    pub count: u8,
+    pub first_port: u16,
+    pub last_port: u16,
 }
 
 /// A table of slots, by what it is built from.
@@ -41,7 +166,7 @@ pub struct ListenerEntry {
 pub struct Table {
     /// What is in the slots.
     pub kind: TableKind,
-    /// Slots of a Maglev table, one of [`lb_common::maglev::SIZES`]; of a rotation, the most it may have.
+    /// Slots of a Maglev table, one of [`lb_common::maglev::SIZES`]; of other kinds, the most it may have.
     pub size: u32,
     /// The backends in it with their weights, by number; none with weight 0. Empty: no new flows.
     pub members: BTreeMap<Id, u16>,
@@ -53,6 +178,8 @@ pub enum TableKind {
     Maglev,
     /// By turns.
     Rotation,
+    /// Each member once.
+    Each,
 }
 
 impl TableKind {
@@ -61,6 +188,7 @@ impl TableKind {
         match scheduler {
             Scheduler::Maglev | Scheduler::SourceHash | Scheduler::Random => Self::Maglev,
             Scheduler::RoundRobin => Self::Rotation,
+            Scheduler::LeastConnections => Self::Each,
         }
     }
 }
@@ -71,6 +199,12 @@ pub struct BackendEntry {
     pub name: String,
     /// With the listener's identity, what identifies it.
     pub server: Server,
+    /// The server's number within its service, the same behind each of the service's listeners.
+    pub number: u32,
+    /// The listener's.
+    pub forward: Forward,
+    /// Where [`Forward::Gue`] sends to; 0 with others.
+    pub gue_port: u16,
     pub weight: u16,
     pub health: Health,
     pub admin: AdminState,
@@ -78,13 +212,77 @@ pub struct BackendEntry {
     pub reset_when_down: bool,
     /// The packet path found it silent: no new flows for now.
     pub suspect: bool,
+    /// Its flows have a second record for their way back.
+    pub reverse: bool,
+    /// The next backend at the same chained endpoint; 0 after the last.
+    pub next: Id,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Server {
     pub listener: Id,
     pub address: IpAddr,
+    /// 0: the port that the client used.
     pub port: u16,
+}
+
+/// Whether a service's listener hands packets to this backend: only tunnels may change the family on the way.
+pub const fn serves(service: &Service, listen: &Listen, backend: &config::Backend) -> bool {
+    matches!(service.forward, Forward::Ipip | Forward::Gue)
+        || backend.address.is_ipv4() == listen.address.is_ipv4()
+}
+
+/// The port of [`Server`] that a backend has behind a listener.
+pub const fn server_port(listen: &Listen, backend: &config::Backend) -> u16 {
+    match (backend.port, listen.protocol) {
+        (_, Protocol::Any) => ANY_PORT,
+        (Some(port), _) => port,
+        (None, _) if listen.is_range() => ANY_PORT,
+        (None, _) => listen.port,
+    }
+}
+
+impl Listen {
+    /// Whether it has more than one port.
+    pub const fn is_range(&self) -> bool {
+        self.port != self.last_port
+    }
+
+    /// Where clients' packets find it. Several listeners with ranges of one VIP share one.
+    pub const fn endpoint(&self) -> Endpoint {
+        let port = if self.is_range() { ANY_PORT } else { self.port };
+        Endpoint::new(Side::Vip, self.address, port, self.protocol)
+    }
+}
+
+impl Forward {
+    /// As it stands in a map.
+    pub const fn mode(self) -> Mode {
+        match self {
+            Self::Nat => Mode::NAT,
+            Self::Snat => Mode::SNAT,
+            Self::Dsr => Mode::DSR,
+            Self::Ipip => Mode::IPIP,
+            Self::Gue => Mode::GUE,
+        }
+    }
+
+    /// The way back from [`Self::mode`].
+    pub const fn from_mode(mode: Mode) -> Option<Self> {
+        match mode {
+            Mode::NAT => Some(Self::Nat),
+            Mode::SNAT => Some(Self::Snat),
+            Mode::DSR => Some(Self::Dsr),
+            Mode::IPIP => Some(Self::Ipip),
+            Mode::GUE => Some(Self::Gue),
+            _ => None,
+        }
+    }
+
+    /// Whether replies come back through the gateway.
+    pub const fn is_answered_here(self) -> bool {
+        matches!(self, Self::Nat | Self::Snat)
+    }
 }
 
 impl Image {
@@ -98,6 +296,34 @@ impl Image {
         self.backends.iter().filter(move |(_, b)| b.server.listener == listener).map(|(id, b)| (*id, b))
     }
 
+    /// Where the packets of a backend find it, if they come this way at all.
+    pub fn origin(&self, backend: &BackendEntry) -> Option<Endpoint> {
+        let listener = self.listeners.get(&backend.server.listener)?;
+        let Server { address, port, .. } = backend.server;
+        listener
+            .forward
+            .is_answered_here()
+            .then(|| Endpoint::new(Side::Backend, address, port, listener.listen.protocol))
+    }
+
+    /// Everybody at an endpoint, from the first along the chain.
+    pub fn chain(&self, endpoint: &Endpoint) -> Vec<Id> {
+        let mut chain = Vec::new();
+        let mut at = self.endpoints.get(endpoint).copied();
+        while let Some(id) = at
+            && !chain.contains(&id)
+        {
+            let next = match endpoint.side {
+                Side::Vip => self.listeners.get(&id).map(|l| l.next),
+                Side::Backend => self.backends.get(&id).map(|b| b.next),
+            };
+            let Some(next) = next else { break };
+            chain.push(id);
+            at = (next != 0).then_some(next);
+        }
+        chain
+    }
+
     /// The slots of a table, filled with the numbers of its members.
     pub fn fill(&self, table: &Table, seed: u64) -> Vec<Id> {
         let (ids, candidates): (Vec<Id>, Vec<Candidate>) = table
@@ -108,30 +334,70 @@ impl Image {
         let slots = match table.kind {
             TableKind::Maglev => maglev::build(&candidates, table.size, seed),
             TableKind::Rotation => maglev::rotation(&candidates, table.size),
+            TableKind::Each => Some(each(&candidates, table.size)),
         };
         slots.unwrap_or_default().into_iter().map(|index| ids[index as usize]).collect()
     }
 }
 
+/// The indexes of the candidates in the order of their identities, at most `limit` of them.
+fn each(candidates: &[Candidate], limit: u32) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..).zip(candidates).map(|(index, _)| index).collect();
+    order.sort_by_key(|&index| candidates[index as usize].identity);
+    order.truncate(limit as usize);
+    order
+}
+
 impl ListenerEntry {
+    /// Whether two entries mean the same listener.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+
+    pub const fn identity(&self) -> Identity {
+        Identity::of(&self.listen, self.forward)
+    }
+
     /// As it stands in the map.
     pub fn record(&self, table: TableRef) -> Listener {
+        let mut flags = ListenerFlags::default();
+        if self.second_chance {
+            flags = flags.with(ListenerFlags::SECOND_CHANCE);
+        }
+        if self.sticky_ticks != 0 {
+            flags = flags.with(ListenerFlags::STICKY);
+        }
+        let snat = self.snat.unwrap_or(SnatRange { first: 0, count: 0, first_port: 0, last_port: 0 });
         Listener {
             table,
             vip: address_bytes(self.listen.address),
             port: Be16::new(self.listen.port),
+            last_port: Be16::new(self.listen.last_port),
             protocol: self.listen.protocol.wire().number(),
             family: if self.listen.address.is_ipv4() { 4 } else { 6 },
+            scheduler: code(self.scheduler),
             session_timeout: self.session_timeout,
-            flags: if self.second_chance { ListenerFlags::SECOND_CHANCE } else { ListenerFlags::default() },
-            scheduler: match self.scheduler {
-                Scheduler::Maglev => SchedulerCode::MAGLEV,
-                Scheduler::SourceHash => SchedulerCode::SOURCE_HASH,
-                Scheduler::RoundRobin => SchedulerCode::ROUND_ROBIN,
-                Scheduler::Random => SchedulerCode::RANDOM,
-            },
+            flags,
+            new_flow_limit: self.new_flow_limit,
+            next: self.next,
+            sticky_ticks: self.sticky_ticks,
+            snat_count: snat.count,
+            snat_first: snat.first,
+            service: self.service_number,
+            snat_port: snat.first_port,
+            snat_last_port: snat.last_port,
             ..Listener::default()
         }
+    }
+}
+
+const fn code(scheduler: Scheduler) -> SchedulerCode {
+    match scheduler {
+        Scheduler::Maglev => SchedulerCode::MAGLEV,
+        Scheduler::SourceHash => SchedulerCode::SOURCE_HASH,
+        Scheduler::RoundRobin => SchedulerCode::ROUND_ROBIN,
+        Scheduler::Random => SchedulerCode::RANDOM,
+        Scheduler::LeastConnections => SchedulerCode::LEAST_CONNECTIONS,
     }
 }
 
@@ -142,14 +408,15 @@ impl BackendEntry {
     }
 
     pub fn flags(&self) -> BackendFlags {
-        let mut flags = BackendFlags::VALID;
-        if self.health == Health::Down {
-            flags = flags.with(BackendFlags::DOWN);
-            if self.reset_when_down {
-                flags = flags.with(BackendFlags::RESET);
-            }
-        }
-        flags
+        let given = [
+            (self.health == Health::Down, BackendFlags::DOWN),
+            (self.health == Health::Down && self.reset_when_down, BackendFlags::RESET),
+            (self.reverse, BackendFlags::REVERSE),
+            (self.takes_new_flows(), BackendFlags::IN_TABLE),
+            (self.server.address.is_ipv6(), BackendFlags::V6),
+        ];
+        let given = given.into_iter().filter(|(holds, _)| *holds);
+        given.fold(BackendFlags::VALID, |flags, (_, flag)| flags.with(flag))
     }
 
     /// As it stands in the map.
@@ -169,7 +436,11 @@ impl BackendEntry {
                 AdminState::Draining => 1,
                 AdminState::Disabled => 2,
             },
+            mode: self.forward.mode(),
             weight: self.weight,
+            next: self.next,
+            server: self.number,
+            outer_port: Be16::new(self.gue_port),
             ..Backend::default()
         }
     }
@@ -182,12 +453,22 @@ impl BackendEntry {
     }
 }
 
-impl crate::config::Protocol {
+impl Protocol {
     /// As the packet code calls it.
-    pub const fn wire(self) -> Protocol {
+    pub const fn wire(self) -> Wire {
         match self {
-            Self::Tcp => Protocol::Tcp,
-            Self::Udp => Protocol::Udp,
+            Self::Tcp => Wire::Tcp,
+            Self::Udp => Wire::Udp,
+            Self::Any => Wire::Any,
+        }
+    }
+
+    /// The way back from [`Self::wire`].
+    pub const fn from_wire(wire: Wire) -> Self {
+        match wire {
+            Wire::Tcp => Self::Tcp,
+            Wire::Udp => Self::Udp,
+            Wire::Any => Self::Any,
         }
     }
 }

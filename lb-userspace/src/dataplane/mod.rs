@@ -5,6 +5,7 @@
 //! kernel's maps ([`kernel`]) or over plain memory ([`memory`]), where tests run the same packet code on the host.
 
 pub mod desired;
+pub mod endpoints;
 pub mod flows;
 pub mod image;
 pub mod kernel;
@@ -12,18 +13,18 @@ pub mod memory;
 pub mod object;
 pub mod plan;
 pub mod regions;
+pub mod snapshot;
 #[cfg(test)]
-mod worlds;
+pub(crate) mod worlds;
 
-use std::net::IpAddr;
 use std::time::Instant;
 
-use lb_common::abi::{Backend, Listener, Side, TableRef};
+use lb_common::abi::{Backend, Features, Listener, SiblingKey, TableRef};
 use lb_common::hash::HashKey;
 
-use crate::config::Protocol;
+use endpoints::{Endpoint, EndpointTable, NoPlace};
 use flows::FlowTable;
-use image::{Id, Image, Table};
+use image::{Id, Image, Table, TunnelSources, address_bytes};
 use plan::{Op, advance};
 use regions::Regions;
 
@@ -35,6 +36,11 @@ pub enum ApplyError {
          run `matapa detach` and start the daemon again to make it larger (this interrupts forwarding)"
     )]
     NoRoomForTable(u32),
+    #[error(
+        "no room for {endpoint} in the ENDPOINTS map ({why}); run `matapa detach` and start the daemon again, which \
+         spreads endpoints anew (this interrupts forwarding)"
+    )]
+    NoRoomForEndpoint { endpoint: Endpoint, why: NoPlace },
     #[error("writing to the {map} map failed")]
     Map {
         map: &'static str,
@@ -52,6 +58,13 @@ pub struct Capacity {
     pub table_slots: u32,
 }
 
+impl Capacity {
+    /// Lines of `ENDPOINTS`.
+    pub const fn endpoint_lines(&self) -> u32 {
+        endpoints::lines_for(self.listeners, self.backends)
+    }
+}
+
 /// The maps themselves: single writes, each of which is complete for a packet that comes in the middle.
 pub trait Maps {
     fn capacity(&self) -> Capacity;
@@ -59,31 +72,23 @@ pub trait Maps {
     /// The key of the flows' hash.
     fn hash_key(&self) -> HashKey;
 
-    /// # Errors
-    /// When the kernel refuses it, such as for a full map.
-    fn put_endpoint(
-        &mut self,
-        side: Side,
-        address: IpAddr,
-        port: u16,
-        protocol: Protocol,
-        value: Id,
-    ) -> Result<(), ApplyError>;
-
-    /// # Errors
-    /// When the kernel refuses it. An endpoint that is not there is none.
-    fn remove_endpoint(
-        &mut self,
-        side: Side,
-        address: IpAddr,
-        port: u16,
-        protocol: Protocol,
-    ) -> Result<(), ApplyError>;
-
+    fn endpoints(&self) -> EndpointTable<'_>;
+    fn write_features(&mut self, features: Features);
+    fn write_tunnel(&mut self, tunnel: &TunnelSources);
+    fn write_snat_address(&mut self, index: u8, address: [u8; 16]);
     fn write_listener(&mut self, id: Id, record: &Listener, service: &str);
     fn write_table_ref(&mut self, id: Id, table: TableRef);
     fn table_ref(&self, id: Id) -> TableRef;
     fn write_backend(&mut self, id: Id, record: &Backend, name: &str);
+
+    /// # Errors
+    /// When the kernel refuses it, such as for a full map.
+    fn put_sibling(&mut self, key: SiblingKey, backend: Id) -> Result<(), ApplyError>;
+
+    /// # Errors
+    /// When the kernel refuses it. A sibling that is not there is none.
+    fn remove_sibling(&mut self, key: SiblingKey) -> Result<(), ApplyError>;
+
     fn write_slots(&mut self, offset: u32, slots: &[Id]);
     fn flows(&self) -> FlowTable<'_>;
 }
@@ -130,34 +135,54 @@ impl<M: Maps> Dataplane<M> {
     /// When the kernel refuses a write or a map is full; the image is what it was then.
     pub fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
         match op {
-            Op::PutBackend(id, entry) => self.maps.write_backend(*id, &entry.record(), &entry.name),
-            Op::PutOrigin(server, protocol, id) => {
-                self.maps.put_endpoint(Side::Backend, server.address, server.port, *protocol, *id)?;
+            Op::PutFeatures(features) => self.maps.write_features(*features),
+            Op::PutTunnel(tunnel) => self.maps.write_tunnel(tunnel),
+            Op::PutSnatAddress(index, address) => {
+                self.maps.write_snat_address(*index, address_bytes(*address));
             }
+            Op::PutBackend(id, entry) => self.maps.write_backend(*id, &entry.record(), &entry.name),
+            Op::LinkBackend(id, next) => {
+                if let Some(entry) = self.image.backends.get(id) {
+                    let record = Backend { next: *next, ..entry.record() };
+                    self.maps.write_backend(*id, &record, &entry.name);
+                }
+            }
+            Op::PutSibling(key, id) => self.maps.put_sibling(*key, *id)?,
             Op::PutListener(id, entry) => {
                 let table = match self.image.listeners.get(id) {
-                    Some(old) if old.listen == entry.listen => self.maps.table_ref(*id),
+                    Some(old) if old.is_same(entry) => self.maps.table_ref(*id),
                     _ => TableRef::EMPTY,
                 };
                 self.maps.write_listener(*id, &entry.record(table), &entry.service);
             }
             Op::PutTable(id, table) => self.put_table(*id, table)?,
-            Op::PutVip(listen, id) => {
-                self.maps.put_endpoint(Side::Vip, listen.address, listen.port, listen.protocol, *id)?;
+            Op::LinkListener(id, next) => {
+                if let Some(entry) = self.image.listeners.get(id) {
+                    let record = Listener { next: *next, ..entry.record(self.maps.table_ref(*id)) };
+                    self.maps.write_listener(*id, &record, &entry.service);
+                }
             }
-            Op::RemoveVip(listen) => {
-                self.maps.remove_endpoint(Side::Vip, listen.address, listen.port, listen.protocol)?;
+            Op::PutEndpoint(endpoint, id) => {
+                let old = self.image.endpoints.get(endpoint).copied();
+                let put = self.maps.endpoints().put(endpoint.hash(&self.maps.hash_key()), old, *id);
+                put.map_err(|why| ApplyError::NoRoomForEndpoint { endpoint: *endpoint, why })?;
+            }
+            Op::RemoveEndpoint(endpoint) => {
+                if let Some(id) = self.image.endpoints.get(endpoint) {
+                    self.maps.endpoints().remove(endpoint.hash(&self.maps.hash_key()), *id);
+                }
             }
             Op::RemoveListener(id) => {
                 let table = self.maps.table_ref(*id);
-                self.maps.write_listener(*id, &Listener::default(), "");
+                // A packet that is at this one at this very moment still finds the rest of the chain.
+                let next = self.image.listeners.get(id).map_or(0, |entry| entry.next);
+                self.maps.write_listener(*id, &Listener { next, ..Listener::default() }, "");
                 self.give_back(table);
             }
-            Op::RemoveOrigin(server, protocol) => {
-                self.maps.remove_endpoint(Side::Backend, server.address, server.port, *protocol)?;
-            }
+            Op::RemoveSibling(key) => self.maps.remove_sibling(*key)?,
             Op::RemoveBackend(id) => {
-                self.maps.write_backend(*id, &Backend::default(), "");
+                let next = self.image.backends.get(id).map_or(0, |entry| entry.next);
+                self.maps.write_backend(*id, &Backend { next, ..Backend::default() }, "");
                 self.maps.flows().forget(*id);
             }
         }

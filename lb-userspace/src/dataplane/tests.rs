@@ -1,18 +1,21 @@
 //! The steps taken over maps in memory: whatever came before, the maps hold the last configuration and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 
-use lb_common::abi::flow::{FlowState, FlowWord};
-use lb_common::abi::net::Be16;
-use lb_common::env::{Env as _, Line as _, Reach, Route};
+use lb_common::abi::flow::{FlowState, FlowWord, WAYS};
+use lb_common::abi::{BackendFlags, Mode, Settings, Side};
+use lb_common::env::{Reach, Route};
+use lb_common::maglev::SIZES;
 use proptest::prelude::*;
 
-use super::image::address_from;
+use super::image::{TableKind, address_from};
 use super::memory::Memory;
-use super::plan::plan;
-use super::worlds::{CAPACITY, World, endpoints, listens, world};
+use super::plan::{Op, plan};
+use super::worlds::{CAPACITY, World, ends, listens, world};
 use super::*;
-use crate::config::Listen;
+use crate::config::{Listen, Protocol, Scheduler};
 
 const KEY: HashKey = HashKey { words: [3, 1, 4, 1, 5, 9, 2, 6, 5, 3], seed: 0x0123_4567_89ab_cdef };
 
@@ -28,63 +31,140 @@ fn converge(dataplane: &mut Dataplane<Memory>, world: &World) {
     assert_eq!(*dataplane.image(), wanted);
 }
 
-fn endpoint(memory: &Memory, side: Side, address: IpAddr, port: u16, protocol: Protocol) -> Option<Id> {
-    let port = Be16::new(port);
-    match address {
-        IpAddr::V4(v4) => (&memory).endpoint4(side, &v4.octets(), port, protocol.wire()),
-        IpAddr::V6(v6) => (&memory).endpoint6(side, &v6.octets(), port, protocol.wire()),
-    }
+fn find(memory: &Memory, endpoint: &Endpoint) -> Option<Id> {
+    memory.endpoints().find(endpoint.hash(&KEY))
+}
+
+/// Everybody that a packet from or to this end looks at.
+fn met(memory: &Memory, side: Side, (address, port, protocol): (IpAddr, u16, Protocol)) -> Vec<Id> {
+    let chain = |port| {
+        let endpoint = Endpoint::new(side, address, port, protocol);
+        let next = move |id: &Id| {
+            let next = match side {
+                Side::Vip => memory.listeners[*id as usize].next,
+                Side::Backend => memory.backends[*id as usize].next,
+            };
+            Some(next).filter(|next| *next != 0 && endpoint.is_chained())
+        };
+        std::iter::successors(find(memory, &endpoint), next)
+    };
+    chain(port).chain(Some(chain(0)).filter(|_| port != 0).into_iter().flatten()).collect()
 }
 
 /// A record without what depends on numbers and places.
 type Record<T> = (T, Option<Listen>);
+/// A listener's record, the servers in its slots, and its source addresses.
+type ListenerRecord = (Listener, Vec<(IpAddr, u16)>, Vec<IpAddr>);
 
 /// What the maps mean, without the numbers in them, which depend on the past.
 #[derive(Debug, PartialEq)]
 struct Meaning {
-    /// Of each VIP: its record, and the servers in its slots.
-    listeners: BTreeMap<Listen, (Listener, Vec<(IpAddr, u16)>)>,
-    /// Of each server: its record and the VIP its replies come from.
-    backends: BTreeMap<(IpAddr, u16, String), Record<Backend>>,
+    settings: Settings,
+    /// By the ends that packets may have.
+    listeners: BTreeMap<(IpAddr, u16, String), ListenerRecord>,
+    /// Whose ICMP is answered.
+    echo: BTreeSet<IpAddr>,
+    /// Of each server, the records that its packets may belong to, and the VIPs of these.
+    backends: BTreeMap<(IpAddr, u16, String), Vec<Record<Backend>>>,
+    /// By VIP, service and server: which server it is.
+    siblings: BTreeSet<(Option<Listen>, IpAddr, u16)>,
 }
 
 fn meaning(memory: &Memory) -> Meaning {
-    let env = &memory;
     let server = |id: Id| {
-        let backend = env.backend(id).expect("a number within the map");
-        assert!(backend.flags.has(lb_common::abi::BackendFlags::VALID), "slot with backend {id}");
+        let backend = memory.backends[id as usize];
+        assert!(backend.flags.has(BackendFlags::VALID), "slot with backend {id}");
         (address_from(backend.addr), backend.port.get())
     };
-    let mut meaning = Meaning { listeners: BTreeMap::new(), backends: BTreeMap::new() };
-    let mut vip_of = BTreeMap::new();
-    for (address, port, protocol) in endpoints() {
-        let Some(id) = endpoint(memory, Side::Vip, address, port, protocol) else { continue };
-        let mut record = *env.listener(id).expect("a number within the map");
-        let table = record.table;
-        let slots = (0..table.size()).map(|i| server(env.table_slot(table.offset() + i).expect("a slot")));
-        let slots = slots.collect();
-        record.table = TableRef::new(0, table.size(), table.members() as u16);
-        let listen = Listen { address, port, protocol };
-        vip_of.insert(id, listen);
-        meaning.listeners.insert(listen, (record, slots));
+    let listen_of = |record: &Listener| {
+        let protocol = lb_common::abi::Protocol::from_number(record.protocol)?;
+        Some(Listen {
+            address: address_from(record.vip),
+            port: record.port.get(),
+            last_port: record.last_port.get(),
+            protocol: Protocol::from_wire(protocol),
+        })
+    };
+    let covers = |listen: &Listen, port| (listen.port..=listen.last_port).contains(&port);
+    let mut meaning = Meaning {
+        settings: memory.settings,
+        listeners: BTreeMap::new(),
+        echo: BTreeSet::new(),
+        backends: BTreeMap::new(),
+        siblings: BTreeSet::new(),
+    };
+    for end in ends() {
+        let (address, port, protocol) = end;
+        let name = (address, port, protocol.to_string());
+        for id in met(memory, Side::Vip, end) {
+            let mut record = memory.listeners[id as usize];
+            let listen = listen_of(&record).expect("a record");
+            assert_eq!(listen.address, address);
+            if !covers(&listen, port) {
+                continue;
+            }
+            let table = record.table;
+            let slots = (0..table.size()).map(|i| server(memory.tables[(table.offset() + i) as usize]));
+            let slots = slots.collect();
+            let sources = usize::from(record.snat_first)..;
+            let sources =
+                sources.take(record.snat_count.into()).map(|i| address_from(memory.snat_addresses[i]));
+            let sources = sources.collect();
+            record.table = TableRef::new(0, table.size(), table.members() as u16);
+            (record.next, record.service, record.snat_first) = (0, 0, 0);
+            assert!(
+                meaning.listeners.insert(name.clone(), (record, slots, sources)).is_none(),
+                "{end:?} twice"
+            );
+        }
+        if let Some(id) = find(memory, &Endpoint::echo(address)) {
+            assert_eq!(address_from(memory.listeners[id as usize].vip), address);
+            meaning.echo.insert(address);
+        }
     }
-    for (address, port, protocol) in endpoints() {
-        let Some(id) = endpoint(memory, Side::Backend, address, port, protocol) else { continue };
-        let mut record = *env.backend(id).expect("a number within the map");
-        let vip = vip_of.get(&record.listener).copied();
-        record.listener = 0;
-        assert_eq!(server(id), (address, port));
-        meaning.backends.insert((address, port, protocol.to_string()), (record, vip));
+    for backend in memory.backends.iter().filter(|b| b.flags.has(BackendFlags::VALID)) {
+        let vip = listen_of(&memory.listeners[backend.listener as usize]);
+        let listen = vip.expect("a backend has a listener");
+        // What was once so may stay: flows have their way back by it.
+        let flags = BackendFlags(backend.flags.0 & !BackendFlags::REVERSE.0);
+        let record = Backend { listener: 0, next: 0, server: 0, flags, ..*backend };
+        let (address, port) = (address_from(backend.addr), backend.port.get());
+        let name = (address, port, listen.protocol.to_string());
+        meaning.backends.entry(name).or_default().push((record, vip));
+        if !matches!(backend.mode, Mode::NAT | Mode::SNAT) {
+            continue;
+        }
+        for end in ends().filter(|end| (end.0, end.2) == (address, listen.protocol)) {
+            let sends = |b: &Backend| match b.port.get() {
+                0 => listen_of(&memory.listeners[b.listener as usize]).is_some_and(|l| covers(&l, end.1)),
+                port => port == end.1,
+            };
+            if !sends(backend) {
+                continue;
+            }
+            let met = met(memory, Side::Backend, end).into_iter().map(|id| memory.backends[id as usize]);
+            let found = met.into_iter().find(sends).expect("a reply finds some backend");
+            // Without a record for the way back it must be this one.
+            assert!(backend.flags.has(BackendFlags::REVERSE) || found == *backend, "{end:?}");
+        }
+    }
+    for records in meaning.backends.values_mut() {
+        records.sort_by_key(|(_, vip)| *vip);
+    }
+    for (key, id) in &memory.siblings {
+        let backend = memory.backends[*id as usize];
+        assert_eq!((backend.listener, backend.server), (key.listener, key.server));
+        let vip = listen_of(&memory.listeners[key.listener as usize]);
+        meaning.siblings.insert((vip, address_from(backend.addr), backend.port.get()));
     }
     meaning
 }
 
-/// Records in use, reachable or not.
-fn used(memory: &Memory) -> (usize, usize) {
-    let env = &memory;
-    let listeners = (0..CAPACITY.listeners).filter(|id| env.listener(*id).is_some_and(|l| l.family != 0));
-    let backends = (0..CAPACITY.backends).filter(|id| env.backend(*id).is_some_and(|b| b.flags.0 != 0));
-    (listeners.count(), backends.count())
+/// Records and endpoints in use, reachable or not.
+fn used(memory: &Memory) -> (usize, usize, usize) {
+    let listeners = memory.listeners.iter().filter(|l| l.family != 0).count();
+    let backends = memory.backends.iter().filter(|b| b.flags.0 != 0).count();
+    (listeners, backends, memory.endpoints().occupied())
 }
 
 proptest! {
@@ -95,33 +175,87 @@ proptest! {
     fn the_maps_forget_every_configuration_but_the_last(
         worlds in prop::collection::vec(world(), 1..5),
         last in world(),
-        restart in any::<bool>(),
     ) {
         let mut dataplane = Dataplane::over(memory(), Image::default());
         for world in &worlds {
             converge(&mut dataplane, world);
         }
-        if restart {
-            // Another daemon takes over: it has the maps and what it read from them.
-            let image = dataplane.image().clone();
-            let maps = std::mem::replace(dataplane.maps_mut(), memory());
-            dataplane = Dataplane::over(maps, image.clone());
-            prop_assert_eq!(dataplane.image(), &image);
-        }
         converge(&mut dataplane, &last);
-        let mut fresh = Dataplane::over(memory(), Image::default());
-        converge(&mut fresh, &last);
+        means_the_last(dataplane.maps(), &last)?;
+    }
 
-        prop_assert_eq!(used(dataplane.maps()), used(fresh.maps()));
-        let (old, new) = (meaning(dataplane.maps()), meaning(fresh.maps()));
-        prop_assert_eq!(old.backends, new.backends);
-        prop_assert_eq!(old.listeners.keys().collect::<Vec<_>>(), new.listeners.keys().collect::<Vec<_>>());
-        for (listen, (record, slots)) in new.listeners {
-            let (found, found_slots) = &old.listeners[&listen];
-            prop_assert_eq!(*found, record);
-            prop_assert!(*found_slots == slots, "the table of {} is another one", listen);
+    #[test]
+    fn a_daemon_takes_over_what_another_has_left(worlds in prop::collection::vec(world(), 1..3), last in world()) {
+        let mut dataplane = Dataplane::over(memory(), Image::default());
+        for world in &worlds {
+            converge(&mut dataplane, world);
+        }
+        let before = dataplane.image().clone();
+        let mut maps = std::mem::replace(dataplane.maps_mut(), memory());
+        let image = snapshot::read(&maps).expect("memory refuses nothing");
+        prop_assert_eq!(known_at_a_restart(&image), known_at_a_restart(&before));
+        snapshot::remove_rest(&mut maps, &image).expect("memory refuses nothing");
+        let mut dataplane = Dataplane::over(maps, image);
+        converge(&mut dataplane, &last);
+        means_the_last(dataplane.maps(), &last)?;
+    }
+
+    #[test]
+    fn a_daemon_that_died_between_two_steps_is_no_harm(
+        first in world(),
+        second in world(),
+        last in world(),
+        died in 0.0..1.0f64,
+    ) {
+        let mut dataplane = Dataplane::over(memory(), Image::default());
+        converge(&mut dataplane, &first);
+        let wanted = second.image(dataplane.image());
+        let steps = plan(dataplane.image(), &wanted);
+        let taken = (steps.len() as f64 * died) as usize;
+        for step in steps.iter().take(taken) {
+            dataplane.apply(step).expect("memory refuses nothing");
+        }
+        let mut maps = std::mem::replace(dataplane.maps_mut(), memory());
+        let image = snapshot::read(&maps).expect("memory refuses nothing");
+        snapshot::remove_rest(&mut maps, &image).expect("memory refuses nothing");
+        let mut dataplane = Dataplane::over(maps, image);
+        converge(&mut dataplane, &last);
+        means_the_last(dataplane.maps(), &last)?;
+    }
+}
+
+/// An image without what the maps do not tell.
+fn known_at_a_restart(image: &Image) -> Image {
+    let mut image = image.clone();
+    for listener in image.listeners.values_mut() {
+        if listener.table.kind != TableKind::Maglev || listener.table.members.is_empty() {
+            listener.table.size = 0;
         }
     }
+    for backend in image.backends.values_mut() {
+        backend.reset_when_down &= backend.health == crate::health::Health::Down;
+    }
+    image
+}
+
+/// Nothing is left but what a first start with this configuration makes.
+fn means_the_last(maps: &Memory, last: &World) -> Result<(), TestCaseError> {
+    let mut fresh = Dataplane::over(memory(), Image::default());
+    converge(&mut fresh, last);
+    prop_assert_eq!(used(maps), used(fresh.maps()));
+    let (old, new) = (meaning(maps), meaning(fresh.maps()));
+    prop_assert_eq!(old.settings, new.settings);
+    prop_assert_eq!(old.echo, new.echo);
+    prop_assert_eq!(old.backends, new.backends);
+    prop_assert_eq!(old.siblings, new.siblings);
+    prop_assert_eq!(old.listeners.keys().collect::<Vec<_>>(), new.listeners.keys().collect::<Vec<_>>());
+    for (end, (record, slots, sources)) in new.listeners {
+        let (found, found_slots, found_sources) = &old.listeners[&end];
+        prop_assert_eq!(*found, record);
+        prop_assert!(*found_slots == slots, "the table of {:?} is another one", end);
+        prop_assert_eq!(found_sources, &sources);
+    }
+    Ok(())
 }
 
 /// One listener with these members, of servers that are up.
@@ -131,6 +265,7 @@ fn image(members: &[Id]) -> Image {
     Image {
         listeners: [(1, worlds::listener(listen, members.iter().copied()))].into(),
         backends: members.iter().map(|id| (*id, server(*id))).collect(),
+        ..Image::default()
     }
 }
 
@@ -142,17 +277,16 @@ fn take_all<M: Maps>(dataplane: &mut Dataplane<M>, wanted: &Image) -> Result<(),
 fn the_flows_of_a_backend_go_with_it() {
     let mut dataplane = Dataplane::over(memory(), Image::default());
     take_all(&mut dataplane, &image(&[1, 2])).unwrap();
-    for way in 0..4 {
-        let line = (&dataplane.maps()).flow_line(way).unwrap();
-        let word = FlowWord::new(7, 1 + way % 2, FlowState::Established, 0);
-        assert!(line.replace(0, FlowWord::FREE, word));
+    let word = |id| FlowWord::new(7, id, FlowState::Established, 0);
+    for line in 0..4 {
+        let id = 1 + line % 2;
+        dataplane.maps().words[line as usize * WAYS].store(word(id).0, Ordering::Relaxed);
+        dataplane.maps().live[id as usize].fetch_add(1, Ordering::Relaxed);
     }
     take_all(&mut dataplane, &image(&[2])).unwrap();
-    let left: Vec<Id> = (0..4)
-        .map(|line| (&dataplane.maps()).flow_line(line).unwrap().load(0))
-        .filter(|word| !word.is_free())
-        .map(FlowWord::backend)
-        .collect();
+    let left: Vec<Id> = dataplane.maps().flows().entries().map(|(_, word, _)| word.backend()).collect();
+    let live = |id| dataplane.maps().flows().live(id);
+    assert_eq!((live(1), live(2)), (0, 2));
     assert_eq!(left, [2, 2]);
 }
 
@@ -175,6 +309,26 @@ fn a_table_that_stands_where_another_does_is_built_anew() {
     let adopted = Dataplane::over(maps, two);
     assert_eq!(adopted.image().listeners[&1].table.members.len(), 1);
     assert!(adopted.image().listeners[&2].table.members.is_empty(), "so that a plan puts it again");
+}
+
+#[test]
+fn a_scheduler_that_was_changed_when_the_daemon_died_gets_its_own_table() {
+    let mut dataplane = Dataplane::over(memory(), Image::default());
+    let mut one = image(&[1]);
+    let listener = one.listeners.get_mut(&1).unwrap();
+    listener.scheduler = Scheduler::LeastConnections;
+    listener.table.kind = TableKind::Each;
+    one.endpoints.insert(one.listeners[&1].listen.endpoint(), 1);
+    take_all(&mut dataplane, &one).unwrap();
+    assert_eq!(dataplane.maps().table_ref(1).size(), 1, "a slot for each member");
+
+    let mut changed = dataplane.image().listeners[&1].clone();
+    changed.scheduler = Scheduler::Maglev;
+    dataplane.apply(&Op::PutListener(1, changed)).unwrap();
+    let found = snapshot::read(dataplane.maps()).unwrap();
+    let table = &found.listeners[&1].table;
+    assert_eq!((table.kind, table.size), (TableKind::Maglev, SIZES[0]));
+    assert!(!table.members.contains_key(&1), "so that a plan puts it again");
 }
 
 #[test]

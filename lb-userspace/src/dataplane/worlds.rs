@@ -11,27 +11,42 @@ use proptest::prelude::*;
 
 use super::Capacity;
 use super::desired::{Verdicts, desired};
-use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table, TableKind};
+use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table, TableKind, serves};
 use crate::api::types::AdminState;
 use crate::config::{
-    Backend, Config, Control, Forward, Listen, OnDown, Pool, Protocol, Scheduler, Service, XdpMode,
+    Backend, Config, Control, Flows, Forward, Listen, OnDown, Pool, Protocol, Scheduler, Service, Snat,
+    Tunnel, XdpMode,
 };
 use crate::health::Health;
 
 /// As a small daemon has it.
 pub const CAPACITY: Capacity = Capacity { listeners: 64, backends: 256, table_slots: 1 << 22 };
 
-const VIPS: [(&str, u16, Protocol); 6] = [
-    ("203.0.113.10", 25, Protocol::Tcp),
-    ("203.0.113.20", 25, Protocol::Tcp),
-    ("203.0.113.10", 587, Protocol::Tcp),
-    ("203.0.113.10", 53, Protocol::Udp),
-    ("2001:db8::10", 25, Protocol::Tcp),
-    ("2001:db8::20", 53, Protocol::Udp),
+/// The first port, and the last one.
+const VIPS: [(&str, u16, u16, Protocol); 15] = [
+    ("203.0.113.10", 25, 25, Protocol::Tcp),
+    ("203.0.113.20", 25, 25, Protocol::Tcp),
+    ("203.0.113.10", 587, 587, Protocol::Tcp),
+    ("203.0.113.10", 53, 53, Protocol::Udp),
+    ("2001:db8::10", 25, 25, Protocol::Tcp),
+    ("2001:db8::20", 53, 53, Protocol::Udp),
+    ("203.0.113.10", 8000, 8100, Protocol::Tcp),
+    // In the place of the one before, more or less.
+    ("203.0.113.10", 8050, 8200, Protocol::Tcp),
+    ("203.0.113.10", 8201, 8300, Protocol::Tcp),
+    // The first range again, shorter and longer.
+    ("203.0.113.10", 8000, 8049, Protocol::Tcp),
+    ("203.0.113.10", 8000, 8200, Protocol::Tcp),
+    ("203.0.113.20", 8090, 8210, Protocol::Tcp),
+    ("203.0.113.10", 8000, 8100, Protocol::Udp),
+    ("203.0.113.10", 0, 0, Protocol::Any),
+    ("203.0.113.20", 0, 0, Protocol::Any),
 ];
 const SERVERS: [&str; 5] =
     ["198.51.100.11", "198.51.100.12", "198.51.100.13", "2001:db8:64::11", "2001:db8:64::12"];
 const SERVICES: [&str; 3] = ["mail", "names", "third"];
+const SOURCES: [&str; 5] =
+    ["198.51.100.1", "198.51.100.2", "198.51.100.3", "2001:db8:64::1", "2001:db8:64::2"];
 
 /// A configuration, and what the checks and the operator say.
 #[derive(Clone, Debug)]
@@ -65,15 +80,23 @@ fn address(text: &str) -> IpAddr {
 }
 
 pub fn listens() -> impl Iterator<Item = Listen> {
-    VIPS.into_iter().map(|(vip, port, protocol)| Listen { address: address(vip), port, protocol })
+    VIPS.into_iter().map(|(vip, port, last_port, protocol)| Listen {
+        address: address(vip),
+        port,
+        last_port,
+        protocol,
+    })
 }
 
-/// Everything a packet could come from or go to in any of these configurations.
-pub fn endpoints() -> impl Iterator<Item = (IpAddr, u16, Protocol)> {
-    let ports = [25, 53, 587, 2525];
-    let addresses = VIPS.into_iter().map(|(vip, ..)| vip).chain(SERVERS);
-    let all = addresses.flat_map(move |text| ports.into_iter().map(move |port| (address(text), port)));
-    all.flat_map(|(address, port)| [Protocol::Tcp, Protocol::Udp].map(|protocol| (address, port, protocol)))
+/// Everything a packet could come from or go to in any of these configurations, but for ports that are like their
+/// neighbours.
+pub fn ends() -> impl Iterator<Item = (IpAddr, u16, Protocol)> {
+    let ports = [25, 53, 587, 2525, 8000, 8050, 8095, 8100, 8150, 8200, 8210, 8250, 8300, 8301];
+    let addresses = || VIPS.into_iter().map(|(vip, ..)| vip).chain(SERVERS).collect::<BTreeSet<_>>();
+    let all = addresses().into_iter().flat_map(move |text| ports.map(|port| (address(text), port)));
+    let with_ports = all
+        .flat_map(|(address, port)| [Protocol::Tcp, Protocol::Udp].map(|protocol| (address, port, protocol)));
+    with_ports.chain(addresses().into_iter().map(|text| (address(text), 0, Protocol::Any)))
 }
 
 /// A listener of service `mail` with these backends in its table.
@@ -81,11 +104,17 @@ pub fn listener(listen: Listen, members: impl IntoIterator<Item = Id>) -> Listen
     let members = members.into_iter().map(|id| (id, 1)).collect();
     ListenerEntry {
         service: "mail".to_owned(),
+        service_number: 1,
         listen,
+        forward: Forward::Nat,
         session_timeout: 600,
         second_chance: true,
+        new_flow_limit: 100_000,
+        sticky_ticks: 0,
+        snat: None,
         scheduler: Scheduler::Maglev,
         table: Table { kind: TableKind::Maglev, size: 131, members },
+        next: 0,
     }
 }
 
@@ -94,11 +123,16 @@ pub fn server(listener: Id, address: IpAddr) -> BackendEntry {
     BackendEntry {
         name: address.to_string(),
         server: Server { listener, address, port: 25 },
+        number: 1,
+        forward: Forward::Nat,
+        gue_port: 0,
         weight: 1,
         health: Health::Up,
         admin: AdminState::Enabled,
         reset_when_down: true,
         suspect: false,
+        reverse: false,
+        next: 0,
     }
 }
 
@@ -122,6 +156,27 @@ fn pool() -> impl Strategy<Value = Pool> {
     })
 }
 
+fn forward() -> impl Strategy<Value = Forward> {
+    prop_oneof![
+        6 => Just(Forward::Nat),
+        4 => Just(Forward::Snat),
+        1 => Just(Forward::Dsr),
+        1 => Just(Forward::Ipip),
+        1 => Just(Forward::Gue)
+    ]
+}
+
+/// Some addresses, at least one of each family.
+fn snat() -> impl Strategy<Value = Snat> {
+    let four = prop::sample::subsequence(SOURCES[..3].to_vec(), 1..=3).prop_shuffle();
+    let six = prop::sample::subsequence(SOURCES[3..].to_vec(), 1..=2).prop_shuffle();
+    (four, six, 1024u16..1026).prop_map(|(four, six, first_port)| Snat {
+        addresses: four.into_iter().chain(six).map(address).collect(),
+        first_port,
+        last_port: 32_767,
+    })
+}
+
 /// The VIPs by number, the pool, and the rest.
 fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Service)> {
     let timeout = prop_oneof![Just(600), Just(30)].prop_map(Duration::from_secs);
@@ -129,31 +184,44 @@ fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Service)> {
         4 => Just(Scheduler::Maglev),
         1 => Just(Scheduler::SourceHash),
         2 => Just(Scheduler::RoundRobin),
-        1 => Just(Scheduler::Random)
+        1 => Just(Scheduler::Random),
+        2 => Just(Scheduler::LeastConnections)
     ];
-    let rest = (timeout, scheduler, any::<bool>()).prop_map(|(session_timeout, scheduler, second_chance)| {
-        let (name, listen) = (String::new(), Vec::new());
-        Service { name, listen, pool: 0, forward: Forward::Nat, scheduler, second_chance, session_timeout }
-    });
-    (prop::collection::btree_set(0..VIPS.len(), 1..4), pool(), rest)
+    let sticky = prop::option::weighted(0.4, prop_oneof![Just(60), Just(3600)].prop_map(Duration::from_secs));
+    let rest = (timeout, scheduler, any::<bool>(), forward(), snat(), sticky).prop_map(
+        |(session_timeout, scheduler, second_chance, forward, snat, sticky)| Service {
+            name: String::new(),
+            listen: Vec::new(),
+            pool: 0,
+            forward,
+            scheduler,
+            second_chance,
+            session_timeout,
+            sticky,
+            new_flow_limit: 100_000,
+            snat: Some(snat).filter(|_| forward == Forward::Snat),
+            gue_port: 6080,
+        },
+    );
+    (prop::collection::btree_set(0..VIPS.len(), 1..5), pool(), rest)
 }
 
-/// A valid configuration: what would collide with an earlier part of it is left out.
+/// Whether some packet belongs to both.
+fn overlap(a: &Listen, b: &Listen) -> bool {
+    (a.address, a.protocol) == (b.address, b.protocol) && a.port <= b.last_port && b.port <= a.last_port
+}
+
+/// A valid configuration: listeners that would collide with an earlier part of it are left out.
 fn config() -> impl Strategy<Value = Config> {
     prop::collection::vec(service(), 1..=SERVICES.len()).prop_map(|parts| {
-        let (mut vips, mut origins) = (BTreeSet::new(), BTreeSet::new());
+        let mut vips: Vec<Listen> = Vec::new();
         let (mut pools, mut services) = (Vec::new(), Vec::new());
         for (name, (numbers, mut pool, rest)) in SERVICES.into_iter().zip(parts) {
             let mut listen: Vec<Listen> = Vec::new();
             for one in numbers.into_iter().filter_map(|number| listens().nth(number)) {
-                let new: BTreeSet<_> = pool
-                    .backends
-                    .iter()
-                    .filter(|b| b.address.is_ipv4() == one.address.is_ipv4())
-                    .map(|b| (b.address, b.port.unwrap_or(one.port), one.protocol))
-                    .collect();
-                if origins.is_disjoint(&new) && vips.insert(one) {
-                    origins.extend(new);
+                let served = pool.backends.iter().any(|backend| serves(&rest, &one, backend));
+                if served && !vips.iter().any(|vip| overlap(vip, &one)) {
+                    vips.push(one);
                     listen.push(one);
                 }
             }
@@ -162,11 +230,15 @@ fn config() -> impl Strategy<Value = Config> {
             pools.push(pool);
         }
         Config {
+            cluster: crate::config::Cluster::default(),
             interfaces: vec!["eth0".to_owned()],
             xdp_mode: XdpMode::Auto,
             control: Control { socket: "/run/matapa/control.sock".into(), metrics: None },
+            flows: Flows::default(),
+            tunnel: Tunnel::default(),
             pools,
             services,
+            carp: Vec::new(),
         }
     })
 }

@@ -6,12 +6,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use lb_userspace::api::carp::CarpStatus;
+use lb_userspace::api::explain::{
+    Carries, Choice, ExplainedBackend, ExplainedFlow, ExplainedHop, ExplainedListener, ExplainedPacket,
+    Explanation, Question, Reached, flag_names,
+};
+use lb_userspace::api::sync::SyncStatus;
+use lb_userspace::api::trace::TraceLine;
 use lb_userspace::api::types::{
     AdminState, BackendChange, BackendStatus, CounterValue, Counters, Event, EventKind, FlowStatus, Flows,
     InterfaceStatus, ReloadOutcome, ServiceState, ServiceStatus, Status,
 };
 use lb_userspace::api::{metrics, server, socket};
 use lb_userspace::control::request::{ControlHandle, Refusal, Request};
+use lb_userspace::control::tracing::Trace;
 use lb_userspace::health::Health;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -92,6 +100,22 @@ async fn answer(mut inbox: mpsc::Receiver<Request>, reload: Arc<Mutex<Result<u64
         match request {
             Request::Status(reply) => drop(reply.send(status())),
             Request::Flows { limit, service, reply } => drop(reply.send(flows(limit, service.as_deref()))),
+            Request::Explain { question, reply, .. } => drop(reply.send(explanation(&question))),
+            Request::Trace { filter, reply, .. } => match filter.service.as_deref() {
+                Some("mail") => {
+                    let (to, lines) = mpsc::channel(8);
+                    drop(reply.send(Ok(Trace::of(lines))));
+                    for line in trace_lines() {
+                        drop(to.send(line).await);
+                    }
+                    // It goes on until the client ends it.
+                    tokio::spawn(async move { to.closed().await });
+                }
+                _ => {
+                    let text = "there is no service web; there is mail, dns".to_owned();
+                    drop(reply.send(Err(Refusal::NotFound(text))));
+                }
+            },
             Request::Counters(reply) => drop(reply.send(counters())),
             Request::SetAdmin { backend, service, state, reply } => {
                 drop(reply.send(set_admin(&backend, service.as_deref(), state)));
@@ -100,6 +124,11 @@ async fn answer(mut inbox: mpsc::Receiver<Request>, reload: Arc<Mutex<Result<u64
                 let outcome = reload.lock().expect("the outcome").clone();
                 let outcome = outcome.map(|operations| ReloadOutcome { operations });
                 drop(reply.send(outcome.map_err(Refusal::Configuration)));
+            }
+            Request::Carp(reply) => drop(reply.send(CarpStatus::default())),
+            Request::Sync(reply) => drop(reply.send(SyncStatus::default())),
+            Request::SetCarp { reply, .. } => {
+                drop(reply.send(Err(Refusal::NotFound("no carp is configured".to_owned()))));
             }
             Request::Poll(reply) => drop(reply.send(())),
         }
@@ -230,6 +259,165 @@ fn flows(limit: usize, service: Option<&str>) -> Result<Flows, Refusal> {
     let total = u64::try_from(flows.len()).expect("few");
     flows.truncate(limit);
     Ok(Flows { total, capacity: 1_048_576, flows })
+}
+
+/// One way of each kind, by the destination port.
+fn explanation(question: &Question) -> Result<Explanation, Refusal> {
+    if let Some(name) = question.interface.as_deref().filter(|name| *name != "eth0") {
+        return Err(Refusal::NotFound(format!("the program is not on {name}; it is on eth0, eth1")));
+    }
+    let (source_port, destination_port) = question.ports();
+    let Carries::Tcp { flags, .. } = question.carries else {
+        return Err(Refusal::Invalid("the fake knows TCP only".to_owned()));
+    };
+    let unknown = ExplainedFlow { known: false, state: None, idle_seconds: None, backend: None };
+    let answer = Explanation {
+        packet: ExplainedPacket {
+            source: question.source,
+            destination: question.destination,
+            source_port: Some(source_port),
+            destination_port: Some(destination_port),
+            protocol: "tcp".to_owned(),
+            flags: flag_names(flags),
+            interface: "eth0".to_owned(),
+            vlans: question.vlans.clone(),
+        },
+        listener: Some(ExplainedListener {
+            service: "mail".to_owned(),
+            listen: "203.0.113.10:25/tcp".to_owned(),
+            scheduler: "maglev".to_owned(),
+        }),
+        from_backend: false,
+        flow: Some(unknown),
+        choice: Some(Choice::Scheduler { slot: 4711, slots: 65_537 }),
+        backend: Some(ExplainedBackend {
+            service: "mail".to_owned(),
+            name: "mx1".to_owned(),
+            address: "198.51.100.11".parse().expect("an address"),
+            port: Some(25),
+            health: Health::Up,
+            admin: AdminState::Enabled,
+            suspect: false,
+        }),
+        mode: Some("nat".to_owned()),
+        stands_for_client: None,
+        next_hop: Some(ExplainedHop {
+            reach: Reached::Known,
+            interface: Some("eth1".to_owned()),
+            mac: Some("02:00:00:00:00:11".to_owned()),
+        }),
+        action: "redirect".to_owned(),
+        reason: "to_backend".to_owned(),
+        verdict: "forward".to_owned(),
+        meaning: "A client's packet was rewritten and sent to its backend.".to_owned(),
+    };
+    let backend = answer.backend.clone();
+    Ok(match destination_port {
+        25 => answer,
+        // A known flow by `snat`, whose server is suspect and not in the neighbours' table.
+        26 => Explanation {
+            flow: Some(ExplainedFlow {
+                known: true,
+                state: Some("established".to_owned()),
+                idle_seconds: Some(3),
+                backend: Some("mail/mx1".to_owned()),
+            }),
+            choice: None,
+            backend: backend.map(|backend| ExplainedBackend {
+                admin: AdminState::Draining,
+                suspect: true,
+                ..backend
+            }),
+            mode: Some("snat".to_owned()),
+            stands_for_client: Some("198.51.100.1:5000".parse().expect("an address")),
+            next_hop: Some(ExplainedHop { reach: Reached::NeighbourUnknown, interface: None, mac: None }),
+            action: "pass".to_owned(),
+            reason: "to_backend_by_kernel".to_owned(),
+            meaning: "A client's packet was rewritten and left to the kernel.".to_owned(),
+            ..answer
+        },
+        // A repeated SYN.
+        27 => Explanation {
+            choice: Some(Choice::SecondChance { silent: "mail/mx2".to_owned() }),
+            flow: Some(ExplainedFlow {
+                known: true,
+                state: Some("opening".to_owned()),
+                idle_seconds: Some(1),
+                backend: Some("mail/mx2".to_owned()),
+            }),
+            ..answer
+        },
+        // An answer, by its port.
+        40_000 => Explanation { listener: None, from_backend: true, choice: None, ..answer },
+        _ => Explanation {
+            listener: None,
+            flow: None,
+            choice: None,
+            backend: None,
+            mode: None,
+            next_hop: None,
+            action: "pass".to_owned(),
+            reason: "no_service".to_owned(),
+            verdict: "pass".to_owned(),
+            meaning: "Not for a service: left to the kernel untouched.".to_owned(),
+            ..answer
+        },
+    })
+}
+
+/// A SYN and its answer, and a packet that is not IP after some that were missed.
+fn trace_lines() -> Vec<TraceLine> {
+    let syn = TraceLine {
+        time: 1_767_225_599.25,
+        interface: "eth0".to_owned(),
+        vlan: None,
+        source: Some("192.0.2.7".parse().expect("an address")),
+        destination: Some("203.0.113.10".parse().expect("an address")),
+        source_port: Some(40_000),
+        destination_port: Some(25),
+        protocol: Some("tcp".to_owned()),
+        flags: "S".to_owned(),
+        fragment: false,
+        length: 74,
+        service: Some("mail".to_owned()),
+        backend: Some("mx1".to_owned()),
+        action: "redirect".to_owned(),
+        reason: "to_backend".to_owned(),
+        steps: ["for the service mail", "unknown flow", "slot 5 holds mx1"].map(str::to_owned).into(),
+        missed: 0,
+    };
+    vec![
+        syn.clone(),
+        TraceLine {
+            time: syn.time + 0.001,
+            interface: "eth1".to_owned(),
+            vlan: Some(10),
+            source: Some("198.51.100.11".parse().expect("an address")),
+            destination: syn.source,
+            source_port: syn.destination_port,
+            destination_port: syn.source_port,
+            flags: "S.".to_owned(),
+            reason: "to_client".to_owned(),
+            steps: ["from mx1", "known flow with mx1, opening"].map(str::to_owned).into(),
+            ..syn.clone()
+        },
+        TraceLine {
+            time: syn.time + 2.0,
+            source: None,
+            destination: None,
+            source_port: None,
+            destination_port: None,
+            protocol: None,
+            flags: String::new(),
+            service: None,
+            backend: None,
+            action: "pass".to_owned(),
+            reason: "not_ip".to_owned(),
+            steps: Vec::new(),
+            missed: 12,
+            ..syn
+        },
+    ]
 }
 
 pub fn counters() -> Counters {

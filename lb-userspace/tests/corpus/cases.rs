@@ -7,18 +7,19 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::flow::{FlowState, FlowWord};
 use lb_common::abi::{BackendStats, FlowTuple};
-use lb_common::hash::{flow4, flow6, ports};
 use lb_common::verdict::{Action, Kind, Reason};
 use lb_userspace::config::Protocol;
-use lb_userspace::dataplane::image::{Id, Image, address_bytes, address_from};
+use lb_userspace::dataplane::image::{Id, Image, address_from};
 use serde::Deserialize;
 
-use super::frame::{self, show};
+use super::checksums;
+use super::frame::{self, Ends};
 use super::machine::{Engine, Machine, Outcome, Place};
-use super::world::{KEY, State, States, World, testdata};
+use super::show::show;
+use super::world::{State, States, World, flow_hash, testdata};
 
 /// Fewer than this, and the directory was not read.
-pub const FEWEST: usize = 800;
+pub const FEWEST: usize = 2500;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -184,9 +185,12 @@ impl Entry {
         for (name, count) in &self.counters {
             counters.insert(reason(name)?, *count);
         }
-        let forwards = end.kind() == Kind::Forward && end != Reason::ClientReset;
+        let forwards = matches!(
+            end,
+            Reason::ToBackend | Reason::ToClient | Reason::ToBackendByKernel | Reason::ToClientByKernel
+        );
         if forwards != self.backend.is_some() {
-            return Err("`backend` belongs to what is forwarded, and to nothing else".into());
+            return Err("`backend` belongs to a client's or a backend's packet that is forwarded, and to nothing else".into());
         }
         Ok(Case {
             label,
@@ -232,6 +236,18 @@ fn arrival(text: &str, world: &World) -> Result<Arrival, String> {
 impl Case {
     /// Runs it from an empty flow table. `Err`: what came before the packet went another way than it should.
     pub fn run<E: Engine>(&self, machine: &mut Machine<E>, world: &World) -> Result<Outcome, String> {
+        self.prepare(machine, world)?;
+        let (ingress, frame) = self.arrives(world);
+        Ok(machine.run(ingress, frame))
+    }
+
+    /// The packet: the number of the interface that it comes in on, and the frame.
+    pub fn arrives(&self, world: &World) -> (u32, &[u8]) {
+        (index(world, &self.packet), &self.packet.frame)
+    }
+
+    /// Everything up to the packet itself.
+    pub fn prepare<E: Engine>(&self, machine: &mut Machine<E>, world: &World) -> Result<(), String> {
         let mut states = world.state.clone();
         states.extend(self.state_before.clone());
         machine.configure(world, &states);
@@ -264,7 +280,7 @@ impl Case {
             states.extend(self.state.clone());
             machine.configure(world, &states);
         }
-        Ok(machine.run(index(world, &self.packet), &self.packet.frame))
+        Ok(())
     }
 
     /// Everything in which the outcome is not what was expected.
@@ -287,9 +303,19 @@ impl Case {
         if outcome.ran.frame != *expected {
             problems.push(difference(&outcome.ran.frame, expected));
         }
+        if checksums::wrong(&self.packet.frame).is_empty() {
+            for place in checksums::wrong(&outcome.ran.frame) {
+                problems.push(format!("came with right checksums, and leaves with a wrong one: {place}"));
+            }
+        }
+        for (id, live, found) in outcome.miscounted() {
+            let name = image.backends.get(&id).map_or("nobody", |b| &b.name);
+            problems
+                .push(format!("{name} ({id}) has {live} live flows by its count, {found} in the flow table"));
+        }
         self.stats_problem(outcome, image, &mut problems);
         let named = |places: &[Place]| -> BTreeSet<_> {
-            places.iter().map(|p| flow_text(p, image, world.flow_lines)).collect()
+            places.iter().map(|p| flow_text(p, places, image, world.flow_lines)).collect()
         };
         let got = named(&outcome.flows);
         let expected = self.flows.clone().unwrap_or_else(|| named(&outcome.flows_before));
@@ -332,7 +358,11 @@ fn index(world: &World, arrival: &Arrival) -> u32 {
 /// The length of the IP packet in a frame, by its own header.
 fn ip_len(frame: &[u8]) -> u64 {
     let at = |at: usize| u64::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
-    if at(12) == 0x86dd { at(18) + 40 } else { at(16) }
+    let mut ether_type = 12;
+    while matches!(at(ether_type), 0x8100 | 0x88a8) {
+        ether_type += 4;
+    }
+    if at(ether_type) == 0x86dd { at(ether_type + 6) + 40 } else { at(ether_type + 4) }
 }
 
 fn difference(got: &[u8], expected: &[u8]) -> String {
@@ -347,37 +377,76 @@ fn difference(got: &[u8], expected: &[u8]) -> String {
     format!("frame {}\n    expected {}\n    bytes {}", show(got), show(expected), differs.join(", "))
 }
 
-/// A flow in words: `tcp 192.0.2.1:40000 > 203.0.113.10:25 mx1 established`. What is in the flow table must lie where
-/// the hash of its tuple says.
-fn flow_text((index, word, tuple): &Place, image: &Image, lines: u32) -> String {
+/// A flow in words: `tcp 192.0.2.1:40000 > 203.0.113.10:25 mx1 established`; with `snat`, and what stands for the
+/// client: `via 198.51.100.1:5000`. The record of its way back has the same words, and `reverse` for a state. What is in
+/// the flow table must lie where the hash says, and a flow and its way back must name each other.
+fn flow_text(place: &Place, all: &[Place], image: &Image, lines: u32) -> String {
+    let (index, word, tuple) = place;
     let word = FlowWord(*word);
-    let backend = image.backends.get(&word.backend());
     let Some(listener) = image.listeners.get(&tuple.listener) else {
         return format!("a flow of listener {} that is not there", tuple.listener);
     };
-    let FlowTuple { client, client_port, vip_port, .. } = *tuple;
-    let (vip, client) = (listener.listen.address, address_from(client));
+    let Some(backend) = image.backends.get(&word.backend()) else {
+        return format!("a flow of backend {} that is not there", word.backend());
+    };
+    let FlowTuple { client, client_port, vip_port, snat_port, snat_index, .. } = *tuple;
     let (wire, name) = match listener.listen.protocol {
         Protocol::Tcp => (6, "tcp"),
         Protocol::Udp => (17, "udp"),
+        Protocol::Any => (255, "any"),
     };
-    let ports = ports(client_port.get(), vip_port.get());
-    let hash = match (client, vip) {
-        (IpAddr::V4(client), IpAddr::V4(vip)) => flow4(&KEY, &client.octets(), &vip.octets(), ports, wire),
-        _ => flow6(&KEY, &address_bytes(client), &address_bytes(vip), ports, wire),
+    let end = |address: IpAddr, port: u16| match wire {
+        255 => address.to_string(),
+        _ => SocketAddr::new(address, port).to_string(),
+    };
+    let mut ends = Ends {
+        client: address_from(client),
+        vip: listener.listen.address,
+        client_port: client_port.get(),
+        vip_port: vip_port.get(),
+        protocol: wire,
     };
     let mut text = format!(
         "{name} {} > {} {} {}",
-        SocketAddr::new(client, client_port.get()),
-        SocketAddr::new(vip, vip_port.get()),
-        backend.map_or("nobody", |b| &b.name),
+        end(ends.client, ends.client_port),
+        end(ends.vip, ends.vip_port),
+        backend.name,
         state_name(word.state())
     );
     if word.moves() > 0 {
         text += &format!(" moved={}", word.moves());
     }
+    if snat_port.get() != 0 {
+        let address = u8::try_from(snat_index).ok().and_then(|index| image.snat_addresses.get(&index));
+        let Some(address) = address else {
+            return format!("{text} via address {snat_index} that is not there");
+        };
+        text += &format!(" via {}", end(*address, snat_port.get()));
+        (ends.client, ends.client_port) = if word.state() == FlowState::Reverse {
+            (*address, snat_port.get())
+        } else {
+            (ends.client, ends.client_port)
+        };
+    }
+    if word.state() == FlowState::Reverse {
+        ends.vip = backend.server.address;
+        ends.vip_port = if backend.server.port == 0 { ends.vip_port } else { backend.server.port };
+    }
+    let hash = flow_hash(&ends);
     if hash.fingerprint() != word.fingerprint() || hash.line(lines) as usize != index / 8 {
         text += " in a wrong place";
+    }
+    let partner = all.iter().find(|(at, ..)| Some(*at) == (tuple.partner as usize).checked_sub(1));
+    let paired = partner.is_some_and(|(_, other, back)| {
+        let other = FlowWord(*other);
+        let ways = [word, other].iter().filter(|w| w.state() == FlowState::Reverse).count();
+        ways == 1 && back.partner as usize == index + 1 && other.backend() == word.backend()
+    });
+    let wants = backend.reverse && word.state() != FlowState::Direct;
+    match (wants, paired, tuple.partner) {
+        (true, true, _) | (false, _, 0) => {}
+        (true, false, _) => text += " without a partner",
+        (false, ..) => text += " with a partner",
     }
     text
 }

@@ -12,6 +12,44 @@ pub struct Names<'a> {
     pub macs: &'a BTreeMap<String, Mac>,
     /// Source and destination of a bare `eth`.
     pub default: (Mac, Mac),
+    pub tunnel: Tunnel,
+}
+
+/// What stands for `*` in a tunnel's outer headers.
+#[derive(Clone, Copy, Debug)]
+pub struct Tunnel {
+    /// Networks, with the bits of a host's number zero, and their lengths.
+    pub source4: (Ipv4Addr, u8),
+    pub source6: (Ipv6Addr, u8),
+    /// A flow's hash.
+    pub hash: fn(&Ends) -> u64,
+}
+
+/// The ends of a flow, as its hash takes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    pub client: IpAddr,
+    pub vip: IpAddr,
+    pub client_port: u16,
+    pub vip_port: u16,
+    /// IANA's number; 255 for what is neither TCP nor UDP.
+    pub protocol: u8,
+}
+
+impl Tunnel {
+    /// The outer source over IPv4: the bits that vary come from the upper half of the hash.
+    fn outer4(&self, hash: u64) -> Ipv4Addr {
+        let (network, len) = self.source4;
+        let vary = u32::MAX.checked_shr(len.into()).unwrap_or(0);
+        Ipv4Addr::from_bits(network.to_bits() | (hash >> 32) as u32 & vary)
+    }
+
+    /// The outer source over IPv6: at most the last 64 bits vary.
+    fn outer6(&self, hash: u64) -> Ipv6Addr {
+        let (network, len) = self.source6;
+        let vary = u128::MAX.checked_shr(len.into()).unwrap_or(0);
+        Ipv6Addr::from_bits(network.to_bits() | u128::from(hash) & vary)
+    }
 }
 
 /// The sum of 16-bit words in one's complement, folded. An odd last byte counts as if a zero followed.
@@ -52,6 +90,7 @@ pub fn build(text: &str, names: Names<'_>) -> Result<Vec<u8>, String> {
             _ => layers.push(layer),
         }
     }
+    fill_in(&mut layers, &names.tunnel)?;
     let mut bytes = Vec::new();
     for index in (0..layers.len()).rev() {
         let (outer, rest) = layers.split_at_mut(index);
@@ -73,6 +112,56 @@ pub fn build(text: &str, names: Names<'_>) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// Replaces each `*` of a tunnel's outer headers with what the flow of the packet inside makes it.
+fn fill_in(layers: &mut [Layer], tunnel: &Tunnel) -> Result<(), String> {
+    for index in 0..layers.len() {
+        let (_, rest) = layers.split_at_mut(index);
+        let Some((layer, inner)) = rest.split_first_mut() else { break };
+        let source = layer.plain.first().is_some_and(|p| p == "*");
+        let label = layer.keys.get("flow").is_some_and(|v| v == "*");
+        if !source && !label {
+            continue;
+        }
+        let ends =
+            ends(inner).ok_or_else(|| format!("`{}`: there is no packet of a flow inside", layer.text))?;
+        let hash = (tunnel.hash)(&ends);
+        if source {
+            layer.plain[0] = match layer.word.as_str() {
+                "ip4" => tunnel.outer4(hash).to_string(),
+                "ip6" => tunnel.outer6(hash).to_string(),
+                "udp" => (0xc000 | hash & 0x3fff).to_string(),
+                _ => return Err(format!("`{}`: what does * stand for here?", layer.text)),
+            };
+        }
+        if label {
+            layer.keys.insert("flow".into(), (hash & 0xf_ffff).to_string());
+        }
+    }
+    Ok(())
+}
+
+/// The ends of the flow that the outermost IP packet in these layers belongs to: a client's own, or one that an ICMP
+/// error quotes on its way back to the backend. Only the first fragment of a datagram has ports.
+fn ends(layers: &[Layer]) -> Option<Ends> {
+    let at = layers.iter().position(|l| l.word == "ip4" || l.word == "ip6")?;
+    let (client, vip) = layers[at].addresses()?;
+    let extensions = layers[at + 1..].iter().take_while(|l| l.word == "ext").count();
+    let (headers, inner) = layers[at..].split_at(1 + extensions);
+    let begins = headers.iter().all(Layer::begins);
+    match inner.first() {
+        Some(l) if begins && (l.word == "tcp" || l.word == "udp") => {
+            let port = |at: usize| l.plain.get(at).and_then(|p| p.parse().ok());
+            let protocol = if l.word == "tcp" { 6 } else { 17 };
+            Some(Ends { client, vip, client_port: port(0)?, vip_port: port(2)?, protocol })
+        }
+        Some(l) if l.word.starts_with("icmp") => {
+            let Ends { client, vip, client_port, vip_port, protocol } = ends(&inner[1..])?;
+            Some(Ends { client: vip, vip: client, client_port: vip_port, vip_port: client_port, protocol })
+        }
+        _ => Some(Ends { client, vip, client_port: 0, vip_port: 0, protocol: 255 }),
+    }
+}
+
 /// Splits at ` / `, but not within quotes.
 fn split(text: &str) -> Vec<&str> {
     let mut parts = Vec::new();
@@ -91,6 +180,9 @@ fn split(text: &str) -> Vec<&str> {
     parts.push(text[start..].trim());
     parts
 }
+
+/// Of a fragment: its offset in bytes, its payload, and whether more follow.
+type Part<'p> = (u16, &'p [u8], bool);
 
 /// One header or piece of payload, as written.
 #[derive(Debug)]
@@ -195,6 +287,38 @@ impl Layer {
         }
     }
 
+    /// `part=A..B`: of the payload, bytes A to B are in this fragment; `part=A..` has all the rest.
+    fn part<'p>(&mut self, payload: &'p [u8]) -> Result<Option<Part<'p>>, String> {
+        let Some(text) = self.keys.remove("part") else { return Ok(None) };
+        let (from, to) = text.split_once("..").ok_or("expected `part=A..B` or `part=A..`")?;
+        let from = number(from)? as usize;
+        let to = if to.is_empty() { payload.len() } else { number(to)? as usize };
+        let bytes = payload.get(from..to).ok_or_else(|| format!("there are {} bytes", payload.len()))?;
+        let more = to < payload.len();
+        if !from.is_multiple_of(8) || more && !to.is_multiple_of(8) {
+            return Err("fragments are cut at multiples of 8".into());
+        }
+        let offset = u16::try_from(from).map_err(|_| format!("{from} is too large"))?;
+        Ok(Some((offset, bytes, more)))
+    }
+
+    /// `quote=N`: of a packet that an ICMP error quotes, the header, of `header_len` bytes, and N bytes after it are there.
+    fn quoted(&mut self, mut bytes: Vec<u8>, header_len: usize) -> Result<Vec<u8>, String> {
+        if let Some(more) = self.number::<usize>("quote")? {
+            if header_len + more > bytes.len() {
+                return Err(format!("there are {} bytes after the header", bytes.len() - header_len));
+            }
+            bytes.truncate(header_len + more);
+        }
+        Ok(bytes)
+    }
+
+    /// Whether a datagram begins in what follows this header: not after that of a later fragment.
+    fn begins(&self) -> bool {
+        let off = self.keys.get("off").is_none_or(|off| off == "0");
+        off && self.keys.get("part").is_none_or(|part| part.starts_with("0.."))
+    }
+
     /// Addresses of an `ip4` or `ip6` layer that is yet to be built.
     fn addresses(&self) -> Option<(IpAddr, IpAddr)> {
         match self.plain.as_slice() {
@@ -286,9 +410,14 @@ impl Layer {
         let header_len = 20 + options.len();
         let ihl = self.number_or("ihl", header_len / 4)? as u8;
         let version = self.number_or("ver", 4u8)?;
+        let part = self.part(payload)?;
+        let payload = part.map_or(payload, |(_, bytes, _)| bytes);
         let len = self.number_or("len", (header_len + payload.len()) as u16)?;
         let id = self.number_or("id", 1u16)?;
-        let mut fragment: u16 = self.number_or("off", 0u16)?;
+        let mut fragment: u16 = match part {
+            None => self.number_or("off", 0u16)?,
+            Some((offset, _, more)) => (offset / 8) | (u16::from(more) << 13),
+        };
         for (name, bit) in [("df", 0x4000), ("mf", 0x2000), ("evil", 0x8000)] {
             if self.flag(name) {
                 fragment |= bit;
@@ -306,7 +435,7 @@ impl Layer {
         let sum = self.sum(!ones_sum(&bytes))?;
         bytes[10..12].copy_from_slice(&sum.to_be_bytes());
         bytes.extend(payload);
-        Ok(bytes)
+        self.quoted(bytes, header_len)
     }
 
     fn ip6(&mut self, inner: Option<&Self>, payload: &[u8]) -> Result<Vec<u8>, String> {
@@ -326,23 +455,50 @@ impl Layer {
         bytes.extend(source.octets());
         bytes.extend(destination.octets());
         bytes.extend(payload);
-        Ok(bytes)
+        self.quoted(bytes, 40)
     }
 
+    /// `ext KIND`: 8 bytes, or `len=` with what it takes to fill them up.
     fn extension(&mut self, inner: Option<&Self>, payload: &[u8]) -> Result<Vec<u8>, String> {
         let kind = self.take().ok_or("which header?")?;
         let next = self.next_header("next", inner)?;
-        let header = match kind.as_str() {
-            // Filled up with PadN (RFC 8200 section 4.2).
-            "hop-by-hop" | "destination" => vec![next, 0, 1, 4, 0, 0, 0, 0],
-            "routing" => vec![next, 0, 253, 0, 0, 0, 0, 0],
-            "fragment" => {
-                let word = self.number_or("off", 0u16)? << 3 | u16::from(self.flag("mf"));
-                let id = self.number_or("id", 1u32)?;
-                [&[next, 0][..], &word.to_be_bytes(), &id.to_be_bytes()].concat()
+        if kind == "fragment" {
+            let (word, payload) = match self.part(payload)? {
+                None => (self.number_or("off", 0u16)? << 3 | u16::from(self.flag("mf")), payload),
+                Some((offset, bytes, more)) => (offset | u16::from(more), bytes),
+            };
+            let id = self.number_or("id", 1u32)?;
+            return Ok([
+                &[next, self.number_or("reserved", 0u8)?][..],
+                &word.to_be_bytes(),
+                &id.to_be_bytes(),
+                payload,
+            ]
+            .concat());
+        }
+        // Length in units of 8 bytes without the first; the authentication header has its own (RFC 4302 section 2.2).
+        let (least, unit, without): (usize, usize, usize) =
+            if kind == "auth" { (12, 4, 2) } else { (8, 8, 1) };
+        let len = self.number_or("len", least)?;
+        if len < least || !len.is_multiple_of(unit) {
+            return Err(format!("an extension header has {least} bytes, or more by a multiple of {unit}"));
+        }
+        let units = self.number_or("units", (len / unit - without) as u8)?;
+        let mut header = vec![next, units];
+        match kind.as_str() {
+            // Filled up with PadN (RFC 8200 section 4.2), of which each has up to 255 bytes.
+            "hop-by-hop" | "destination" => {
+                while header.len() < len {
+                    let pad = (len - header.len()).min(256);
+                    header.extend([1, (pad - 2) as u8]);
+                    header.resize(header.len() + pad - 2, 0);
+                }
             }
+            "routing" => header.extend([self.number_or("type", 253u8)?, self.number_or("left", 0u8)?]),
+            _ if extension_number(&kind).is_some() => {}
             other => return Err(format!("no extension header is called {other}")),
-        };
+        }
+        header.resize(len, 0);
         Ok([&header, payload].concat())
     }
 
@@ -355,10 +511,7 @@ impl Layer {
             ("icmp6", _) => Some(58),
             ("ip4", _) => Some(4),
             ("ip6", _) => Some(41),
-            ("ext", Some("hop-by-hop")) => Some(0),
-            ("ext", Some("routing")) => Some(43),
-            ("ext", Some("fragment")) => Some(44),
-            ("ext", Some("destination")) => Some(60),
+            ("ext", Some(kind)) => extension_number(kind),
             _ => None,
         });
         self.number(key)?.or(default).ok_or_else(|| format!("needs `{key}=`"))
@@ -421,11 +574,17 @@ impl Layer {
 
     fn icmp(&mut self, outer: &[Self], payload: &[u8]) -> Result<Vec<u8>, String> {
         let v6 = self.word == "icmp6";
-        let (mut kind, code) = (self.number("type")?, self.number_or("code", 0u8)?);
-        if self.flag("echo") {
-            kind = Some(if v6 { 128 } else { 8 });
+        let (mut kind, code): (Option<u8>, u8) = (self.number("type")?, self.number_or("code", 0)?);
+        for (name, number) in [("echo", if v6 { 128 } else { 8 }), ("reply", if v6 { 129 } else { 0 })] {
+            if self.flag(name) {
+                kind = Some(number);
+            }
         }
-        let rest = self.number_or("rest", 0x0001_0001u32)?;
+        let echo = matches!(kind, Some(0 | 8 | 128 | 129));
+        let usual = u16::from(echo);
+        let pair: (u16, u16) = (self.number_or("id", usual)?, self.number_or("seq", usual)?);
+        let default = u32::from(pair.0) << 16 | u32::from(pair.1);
+        let rest = self.number("rest")?.or(self.number("mtu")?).unwrap_or(default);
         let mut bytes = vec![kind.ok_or("needs `echo` or `type=`")?, code, 0, 0];
         bytes.extend(rest.to_be_bytes());
         bytes.extend(payload);
@@ -452,6 +611,21 @@ impl Layer {
         bytes.extend(address(target)?.octets());
         Ok(bytes)
     }
+}
+
+/// IANA's number of an extension header.
+fn extension_number(kind: &str) -> Option<u8> {
+    Some(match kind {
+        "hop-by-hop" => 0,
+        "routing" => 43,
+        "fragment" => 44,
+        "auth" => 51,
+        "destination" => 60,
+        "mobility" => 135,
+        "hip" => 139,
+        "shim6" => 140,
+        _ => return None,
+    })
 }
 
 /// The checksum over the pseudo-header of the nearest IP layer outside and these bytes, whose own field is zero.
@@ -496,88 +670,4 @@ fn mac(text: &str, names: Names<'_>) -> Result<Mac, String> {
         .copied()
         .or_else(|| parse_mac(text))
         .ok_or_else(|| format!("{text} is neither a name of the world nor a MAC address"))
-}
-
-/// What a frame is, for people: the notation as far as it goes, then every byte.
-pub fn show(frame: &[u8]) -> String {
-    let mut text = summary(frame);
-    for (row, bytes) in frame.chunks(16).take(8).enumerate() {
-        let hex: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
-        text += &format!("\n      {:04x}  {}", row * 16, hex.join(" "));
-    }
-    if frame.len() > 128 {
-        text += &format!("\n      ... {} bytes in all", frame.len());
-    }
-    text
-}
-
-fn be16(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn be32(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn summary(frame: &[u8]) -> String {
-    let mac = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":");
-    let (Some(macs), Some(ether_type)) = (frame.get(..12), be16(frame, 12)) else {
-        return format!("{} bytes", frame.len());
-    };
-    let mut text = format!("eth {} > {}", mac(&macs[6..]), mac(&macs[..6]));
-    let ip = &frame[14..];
-    let rest = match ether_type {
-        0x0800 => summary_ip4(ip),
-        0x86dd => summary_ip6(ip),
-        other => Some(format!(" type={other:#06x}")),
-    };
-    text += &rest.unwrap_or_else(|| " / cut short".into());
-    text + &format!("  ({} bytes)", frame.len())
-}
-
-fn summary_ip4(ip: &[u8]) -> Option<String> {
-    let address = |at: usize| Some(Ipv4Addr::from(be32(ip, at)?));
-    let (source, destination) = (address(12)?, address(16)?);
-    let header_len = usize::from(ip[0] & 0xf) * 4;
-    let header = ip.get(..header_len).unwrap_or(ip);
-    let wrong = if ones_sum(header) == 0xffff { "" } else { " (wrong)" };
-    let text = format!(
-        " / ip4 {source} > {destination} ttl={} len={} id={} proto={} sum={:#06x}{wrong}",
-        ip[8],
-        be16(ip, 2)?,
-        be16(ip, 4)?,
-        ip[9],
-        be16(ip, 10)?
-    );
-    let segment = ip.get(header_len..usize::from(be16(ip, 2)?)).unwrap_or_default();
-    Some(text + &summary_transport(source.into(), destination.into(), ip[9], segment))
-}
-
-fn summary_ip6(ip: &[u8]) -> Option<String> {
-    let address = |at: usize| Some(Ipv6Addr::from(<[u8; 16]>::try_from(ip.get(at..at + 16)?).ok()?));
-    let (source, destination) = (address(8)?, address(24)?);
-    let text = format!(" / ip6 {source} > {destination} hlim={} len={} next={}", ip[7], be16(ip, 4)?, ip[6]);
-    let segment = ip.get(40..40 + usize::from(be16(ip, 4)?)).unwrap_or_default();
-    Some(text + &summary_transport(source.into(), destination.into(), ip[6], segment))
-}
-
-fn summary_transport(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> String {
-    let mut covered = pseudo_header(source, destination, protocol, segment.len());
-    covered.extend(segment);
-    let wrong = if ones_sum(&covered) == 0xffff { "" } else { " (wrong)" };
-    let text = || {
-        let ports = format!("{} > {}", be16(segment, 0)?, be16(segment, 2)?);
-        Some(match protocol {
-            6 => format!(
-                " / tcp {ports} flags={:#04x} seq={} ack={} sum={:#06x}{wrong}",
-                segment.get(13)?,
-                be32(segment, 4)?,
-                be32(segment, 8)?,
-                be16(segment, 16)?
-            ),
-            17 => format!(" / udp {ports} ulen={} sum={:#06x}{wrong}", be16(segment, 4)?, be16(segment, 6)?),
-            _ => String::new(),
-        })
-    };
-    text().unwrap_or_default()
 }

@@ -1,5 +1,6 @@
 //! The loaded program in a network namespace that is built like a world: the routing table and the neighbours are real.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
@@ -7,16 +8,21 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use lb_common::abi::BackendStats;
+use lb_common::abi::trace::TraceFilter;
+use lb_common::env::Step;
 use lb_common::verdict::{Action, Reason};
 use lb_userspace::dataplane::image::Id;
+use lb_userspace::dataplane::kernel::explain::Explainer;
 use lb_userspace::dataplane::kernel::load::{Geometry, load_new};
 use lb_userspace::dataplane::kernel::pins::Pins;
+use lb_userspace::dataplane::kernel::tracer::{Events, Tracer};
 use lb_userspace::dataplane::kernel::{Kernel, Logger};
+use lb_userspace::net::watch::EpochWriter as _;
 use nix::sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
-use super::corpus::frame::show;
 use super::corpus::machine::{Engine, Host, Machine, Outcome, Ran};
+use super::corpus::show::show;
 use super::corpus::world::{CAPACITY, KEY, Refuse, World};
 
 /// The program's test run (BPF_PROG_TEST_RUN).
@@ -45,14 +51,7 @@ impl Engine for TestRun {
         let context = [0, frame.len() as u32, 0, ingress, 0, 0].map(u32::to_ne_bytes).concat();
         let (verdict, frame) =
             kernel.run(frame, Some(&context)).unwrap_or_else(|e| panic!("test run: {e:#}"));
-        let action = match verdict {
-            1 => Action::Drop,
-            2 => Action::Pass,
-            3 => Action::Transmit,
-            4 => Action::Redirect,
-            other => panic!("the program returned {other}"),
-        };
-        Ran { action, ifindex: None, frame }
+        Ran { action: action(verdict), ifindex: None, frame }
     }
 
     fn counters(kernel: &Kernel) -> BTreeMap<Reason, u64> {
@@ -62,6 +61,75 @@ impl Engine for TestRun {
     fn stats(kernel: &Kernel, backend: Id) -> BackendStats {
         kernel.stats(backend).unwrap_or_else(|e| panic!("{e:#}"))
     }
+}
+
+/// The same program behind the gate that tells of packets: of all, or of none.
+#[derive(Debug)]
+pub struct Traced {
+    tracer: RefCell<Tracer>,
+    events: RefCell<Events>,
+    all: bool,
+}
+
+impl Engine for Traced {
+    type Maps = Kernel;
+
+    fn run(&self, _: &mut Kernel, ingress: u32, frame: &[u8]) -> Ran {
+        let context = [0, frame.len() as u32, 0, ingress, 0, 0].map(u32::to_ne_bytes).concat();
+        let mut tracer = self.tracer.borrow_mut();
+        let (verdict, after) =
+            tracer.run(frame, Some(&context)).unwrap_or_else(|e| panic!("test run: {e:#}"));
+        let action = action(verdict);
+        let mut events = self.events.borrow_mut();
+        let told: Vec<_> = std::iter::from_fn(|| events.take()).collect();
+        assert_eq!(events.lost(), 0, "events were lost");
+        assert_eq!(told.len(), usize::from(self.all), "{}", show(frame));
+        if let Some(event) = told.first() {
+            // Each packet says how it ends, and that is how it ends.
+            let last = event.steps[event.count as usize - 1];
+            assert_eq!((last[0], last[2]), (Step::Done.number(), action as u32), "{}", show(frame));
+            assert_eq!((event.ingress, event.len as usize), (ingress, frame.len()), "{}", show(frame));
+        }
+        Ran { action, ifindex: None, frame: after }
+    }
+
+    fn counters(kernel: &Kernel) -> BTreeMap<Reason, u64> {
+        TestRun::counters(kernel)
+    }
+
+    fn stats(kernel: &Kernel, backend: Id) -> BackendStats {
+        TestRun::stats(kernel, backend)
+    }
+}
+
+/// What the program has returned.
+fn action(verdict: u32) -> Action {
+    match verdict {
+        1 => Action::Drop,
+        2 => Action::Pass,
+        3 => Action::Transmit,
+        4 => Action::Redirect,
+        other => panic!("the program returned {other}"),
+    }
+}
+
+/// Calls `f` as [`in_namespace`] does, with all packets traced or with none of them.
+pub fn in_tracing_namespace<T: Send>(
+    world: &mut World,
+    all: bool,
+    f: impl FnOnce(&World, &mut Machine<Traced>) -> T + Send,
+) -> T {
+    in_pinned_namespace(world, false, |world, kernel, pins| {
+        let recipe = kernel.tracer(&pins).unwrap_or_else(|e| panic!("{e:#}"));
+        let (mut tracer, events) = Tracer::load(recipe).unwrap_or_else(|e| panic!("{e:#}\n{e:?}"));
+        drop(pins);
+        tracer.set_plain(&kernel).unwrap_or_else(|e| panic!("{e:#}"));
+        if all {
+            tracer.set_filter(0, &TraceFilter::default());
+        }
+        let engine = Traced { tracer: RefCell::new(tracer), events: RefCell::new(events), all };
+        f(world, &mut Machine::new(engine, kernel))
+    })
 }
 
 /// A pin directory that is gone when the test is, however it ends.
@@ -92,6 +160,32 @@ pub fn in_traced_namespace<T: Send>(
     trace: bool,
     f: impl FnOnce(&World, &mut Machine<TestRun>, Option<Logger>) -> T + Send,
 ) -> T {
+    in_pinned_namespace(world, trace, |world, mut kernel, pins| {
+        // Its lock must be gone when the directory is removed.
+        drop(pins);
+        let logger = kernel.take_logger();
+        f(world, &mut Machine::new(TestRun, kernel), logger)
+    })
+}
+
+/// The same with what tells how the program comes to its verdicts.
+pub fn in_explained_namespace<T: Send>(
+    world: &mut World,
+    f: impl FnOnce(&World, &mut Machine<TestRun>, &mut Explainer) -> T + Send,
+) -> T {
+    in_pinned_namespace(world, false, |world, kernel, pins| {
+        let recipe = kernel.explainer(&pins).unwrap_or_else(|e| panic!("{e:#}"));
+        let mut explainer = Explainer::load(recipe).unwrap_or_else(|e| panic!("{e:#}\n{e:?}"));
+        drop(pins);
+        f(world, &mut Machine::new(TestRun, kernel), &mut explainer)
+    })
+}
+
+fn in_pinned_namespace<T: Send>(
+    world: &mut World,
+    trace: bool,
+    f: impl FnOnce(&World, Kernel, Pins) -> T + Send,
+) -> T {
     let run = || {
         // The namespace is this thread's and ends with it.
         stay_on_this_cpu();
@@ -102,12 +196,12 @@ pub fn in_traced_namespace<T: Send>(
         let pins = Pins::open(&directory.0).unwrap_or_else(|e| panic!("{e:#}"));
         let geometry = Geometry { capacity: CAPACITY, flow_lines: world.flow_lines };
         let mut loaded = load_new(&pins, geometry, KEY, trace).unwrap_or_else(|e| panic!("{e:#}"));
-        // Its lock must be gone when `directory` is dropped.
-        drop(pins);
-        let ports: Vec<u32> = world.interfaces.iter().filter(|i| i.program).map(|i| i.index).collect();
-        loaded.kernel.set_ports(&ports);
-        let logger = loaded.kernel.take_logger();
-        f(world, &mut Machine::new(TestRun, loaded.kernel), logger)
+        let (ports, vlans) = world.ports();
+        loaded.kernel.write_ports(&ports);
+        loaded.kernel.write_vlans(&vlans).unwrap_or_else(|e| panic!("{e}"));
+        // The ways of packets are remembered, as with routes that depend on nothing but the destination.
+        loaded.kernel.route_epoch().set(1);
+        f(world, loaded.kernel, pins)
     };
     std::thread::scope(|scope| match scope.spawn(run).join() {
         Ok(value) => value,
@@ -126,6 +220,8 @@ fn stay_on_this_cpu() {
 
 fn build(world: &mut World) {
     let mut lines = Vec::new();
+    // VLANs too: kernels without CONFIG_VLAN_8021Q are tested as well, and for the program a VLAN is what `VLANS` and
+    // `PORTS` say, with routes of its own.
     for i in &world.interfaces {
         let mac: Vec<String> = i.mac.iter().map(|b| format!("{b:02x}")).collect();
         let (name, mtu, mac) = (&i.name, i.mtu, mac.join(":"));
@@ -225,6 +321,9 @@ pub fn differences(kernel: &Outcome, host: &Outcome) -> Vec<String> {
     }
     if kernel.stats != host.stats {
         differences.push(format!("statistics: kernel {:?}, host {:?}", kernel.stats, host.stats));
+    }
+    if kernel.live != host.live {
+        differences.push(format!("live flows: kernel {:?}, host {:?}", kernel.live, host.live));
     }
     if kernel.flows != host.flows {
         differences.push(format!("flows: kernel {:x?}\n    host {:x?}", kernel.flows, host.flows));

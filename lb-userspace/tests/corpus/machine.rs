@@ -1,10 +1,10 @@
 //! What runs a frame: the packet code over maps with a world's configuration in them.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use lb_common::abi::{BackendStats, FlowTuple};
+use lb_common::abi::{BackendStats, FlowTuple, FlowWord, PORTS};
 use lb_common::verdict::{Action, Reason};
 use lb_userspace::config::{Protocol, Scheduler};
 use lb_userspace::dataplane::desired::desired;
@@ -63,11 +63,22 @@ impl Engine for Host {
 }
 
 impl Machine<Host> {
-    /// A gateway in plain memory.
+    /// A gateway in plain memory, which remembers the way of the packets before.
     pub fn host(world: &World) -> Self {
+        Self::host_in_epoch(world, 1)
+    }
+
+    /// With this route epoch; 0: the routing table is asked for every packet.
+    pub fn host_in_epoch(world: &World, route_epoch: u32) -> Self {
         let (ingress, routes) = world.routes();
         let mut memory = Memory::new(CAPACITY, KEY, world.flow_lines as usize, routes);
         memory.elsewhere = world.interfaces.iter().filter(|i| !i.program).map(|i| i.index).collect();
+        memory.settings.route_epoch = route_epoch;
+        let (ports, vlans) = world.ports();
+        for port in ports {
+            memory.ports[(port.ifindex % PORTS) as usize] = port;
+        }
+        memory.vlans = vlans;
         Self::new(Host { ingress }, memory)
     }
 }
@@ -81,6 +92,8 @@ pub struct Snapshot {
     pub counters: BTreeMap<Reason, u64>,
     pub stats: BTreeMap<Id, BackendStats>,
     pub flows: Vec<Place>,
+    /// Live flows of the backends that have any.
+    pub live: BTreeMap<Id, u64>,
 }
 
 /// What a packet changed, and what it left behind.
@@ -93,6 +106,23 @@ pub struct Outcome {
     pub stats: BTreeMap<Id, BackendStats>,
     pub flows_before: Vec<Place>,
     pub flows: Vec<Place>,
+    /// Live flows of the backends that have any.
+    pub live: BTreeMap<Id, u64>,
+}
+
+impl Outcome {
+    /// The backends whose number of live flows is not what the flow table has of them: it, and what should be.
+    pub fn miscounted(&self) -> Vec<(Id, u64, u64)> {
+        let mut found = BTreeMap::<Id, u64>::new();
+        for (_, word, _) in &self.flows {
+            let word = FlowWord(*word);
+            *found.entry(word.backend()).or_default() += u64::from(word.state().is_live());
+        }
+        let ids: BTreeSet<Id> = self.live.keys().chain(found.keys()).copied().collect();
+        let count = |counts: &BTreeMap<Id, u64>, id| counts.get(id).copied().unwrap_or(0);
+        let all = ids.iter().map(|id| (*id, count(&self.live, id), count(&found, id)));
+        all.filter(|(_, live, found)| live != found).collect()
+    }
 }
 
 /// A gateway in a world.
@@ -100,11 +130,13 @@ pub struct Outcome {
 pub struct Machine<E: Engine> {
     engine: E,
     pub dataplane: Dataplane<E::Maps>,
+    /// What the last frame left behind, while nothing else has happened.
+    last: Option<Snapshot>,
 }
 
 impl<E: Engine> Machine<E> {
     pub fn new(engine: E, maps: E::Maps) -> Self {
-        Self { engine, dataplane: Dataplane::over(maps, Image::default()) }
+        Self { engine, dataplane: Dataplane::over(maps, Image::default()), last: None }
     }
 
     pub fn image(&self) -> &Image {
@@ -113,6 +145,7 @@ impl<E: Engine> Machine<E> {
 
     /// Takes the steps to the configuration of the world with its backends in these states.
     pub fn configure(&mut self, world: &World, states: &States) {
+        self.last = None;
         let capacity = self.dataplane.maps().capacity();
         let wanted = desired(&world.config, &Known(states), self.dataplane.image(), capacity)
             .unwrap_or_else(|e| panic!("{e}"));
@@ -133,10 +166,16 @@ impl<E: Engine> Machine<E> {
                 let port = 50_000 + taken.len();
                 assert!(taken.len() <= 2 * turns.len(), "{}: no such turns: {taken:?}", listener.listen);
                 let (vip, to) = (listener.listen.address, listener.listen.port);
+                assert_ne!(
+                    listener.listen.protocol,
+                    Protocol::Any,
+                    "{}: takes no turns here",
+                    listener.listen
+                );
                 let ip = if vip.is_ipv4() { "ip4 192.0.2.100" } else { "ip6 2001:db8:c::100" };
                 let transport = match listener.listen.protocol {
                     Protocol::Tcp => format!("tcp {port} > {to} S"),
-                    Protocol::Udp => format!("udp {port} > {to}"),
+                    Protocol::Udp | Protocol::Any => format!("udp {port} > {to}"),
                 };
                 let text = format!("eth / {ip} > {vip} / {transport}");
                 let frame =
@@ -146,31 +185,36 @@ impl<E: Engine> Machine<E> {
         }
     }
 
-    pub fn forget_flows(&self) {
-        for id in self.dataplane.image().backends.keys() {
-            self.dataplane.maps().flows().forget(*id);
+    pub fn forget_flows(&mut self) {
+        self.last = None;
+        let flows = self.dataplane.maps().flows();
+        let backends = &self.dataplane.image().backends;
+        let occupied: BTreeSet<Id> = flows.entries().map(|(_, word, _)| word.backend()).collect();
+        for id in occupied.into_iter().filter(|id| backends.contains_key(id)) {
+            flows.forget(id);
         }
-        assert_eq!(
-            self.dataplane.maps().flows().entries().count(),
-            0,
-            "a flow of a backend that is not there"
-        );
+        assert_eq!(flows.entries().count(), 0, "a flow of a backend that is not there");
     }
 
     pub fn snapshot(&self) -> Snapshot {
         let maps = self.dataplane.maps();
         let flows = maps.flows().entries().map(|(i, word, tuple)| (i, word.0 & !0xffff, tuple)).collect();
         let stats = self.dataplane.image().backends.keys().map(|id| (*id, E::stats(maps, *id))).collect();
-        Snapshot { counters: E::counters(maps), stats, flows }
+        let live = (0..maps.capacity().backends)
+            .map(|id| (id, maps.flows().live(id)))
+            .filter(|(_, n)| *n != 0)
+            .collect();
+        Snapshot { counters: E::counters(maps), stats, flows, live }
     }
 
     /// Runs a frame without looking what changes.
     pub fn send(&mut self, ingress: u32, frame: &[u8]) -> Ran {
+        self.last = None;
         self.engine.run(self.dataplane.maps_mut(), ingress, frame)
     }
 
     pub fn run(&mut self, ingress: u32, frame: &[u8]) -> Outcome {
-        let before = self.snapshot();
+        let before = self.last.take().unwrap_or_else(|| self.snapshot());
         let ran = self.engine.run(self.dataplane.maps_mut(), ingress, frame);
         let after = self.snapshot();
         let count = |snapshot: &Snapshot, reason| snapshot.counters.get(reason).copied().unwrap_or(0);
@@ -186,7 +230,8 @@ impl<E: Engine> Machine<E> {
             .map(|(id, new)| (*id, difference(new, &before.stats[id])))
             .filter(|(_, moved)| *moved != BackendStats::default())
             .collect();
-        Outcome { ran, counters, stats, flows_before: before.flows, flows: after.flows }
+        self.last = Some(after.clone());
+        Outcome { ran, counters, stats, flows_before: before.flows, flows: after.flows, live: after.live }
     }
 }
 

@@ -74,6 +74,7 @@ impl Flow {
         let transport = match self.listen.protocol {
             Protocol::Tcp => format!("tcp {ports} {flags}"),
             Protocol::Udp => format!("udp {ports}"),
+            Protocol::Any => panic!("{}: no flows of ports", self.listen),
         };
         let text = format!("eth / {ip} {addresses} / {transport}");
         let frame = frame::build(&text, world.names(ingress)).unwrap_or_else(|e| panic!("{text}: {e}"));

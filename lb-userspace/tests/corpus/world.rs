@@ -8,17 +8,19 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use lb_common::abi::{Be16, Port, Tag, VlanKey};
 use lb_common::env::{Reach, Route};
-use lb_common::hash::HashKey;
+use lb_common::hash::{FlowHash, HashKey, flow4, flow6, ports};
 use lb_common::packet::eth::Macs;
 use lb_userspace::api::types::AdminState;
 use lb_userspace::config::{self, Backend, Config, Listen, Service};
 use lb_userspace::dataplane::Capacity;
 use lb_userspace::dataplane::desired::Verdicts;
+use lb_userspace::dataplane::image::address_bytes;
 use lb_userspace::health::Health;
 use serde::Deserialize;
 
-use super::frame::{Mac, Names, parse_mac};
+use super::frame::{Ends, Mac, Names, Tunnel, parse_mac};
 
 /// The same in every run, so that a flow has the same backend and the same place in the flow table.
 pub const KEY: HashKey = HashKey {
@@ -38,6 +40,18 @@ pub const KEY: HashKey = HashKey {
 };
 
 pub const CAPACITY: Capacity = Capacity { listeners: 128, backends: 256, table_slots: 1 << 17 };
+
+/// The hash of a flow with [`KEY`].
+pub fn flow_hash(ends: &Ends) -> FlowHash {
+    let Ends { client, vip, client_port, vip_port, protocol } = *ends;
+    let ports = ports(client_port, vip_port);
+    match (client, vip) {
+        (IpAddr::V4(client), IpAddr::V4(vip)) => {
+            flow4(&KEY, &client.octets(), &vip.octets(), ports, protocol)
+        }
+        (client, vip) => flow6(&KEY, &address_bytes(client), &address_bytes(vip), ports, protocol),
+    }
+}
 
 /// Name of a backend to what is known of it.
 pub type States = BTreeMap<String, State>;
@@ -88,6 +102,9 @@ struct InterfaceFile {
     mtu: u16,
     forwarding: Option<bool>,
     program: Option<bool>,
+    /// A VLAN: the interface it is on, and its tag: `vlan 10` or `qinq 100`.
+    on: Option<String>,
+    tag: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -137,6 +154,17 @@ pub struct Interface {
     pub program: bool,
     /// The kernel's number, or one of ours on the host.
     pub index: u32,
+    pub vlan: Option<Vlan>,
+}
+
+/// What makes an interface a VLAN.
+#[derive(Clone, Debug)]
+pub struct Vlan {
+    /// The interface it is on.
+    pub on: String,
+    /// 0x8100 or 0x88a8.
+    pub ether_type: u16,
+    pub number: u16,
 }
 
 #[derive(Clone, Debug)]
@@ -194,6 +222,11 @@ impl World {
             let mac = mac(&i.mac)?;
             let forwarding = i.forwarding.unwrap_or(true);
             let program = i.program.unwrap_or(true);
+            let vlan = match (i.on, i.tag) {
+                (Some(on), Some(tag)) => Some(Vlan::new(on, &tag)?),
+                (None, None) => None,
+                _ => return Err(format!("{name}: a VLAN has `on` and `tag`")),
+            };
             macs.insert(name.clone(), mac);
             interfaces.push(Interface {
                 name,
@@ -204,6 +237,7 @@ impl World {
                 forwarding,
                 program,
                 index,
+                vlan,
             });
         }
         let mut neighbours = Vec::new();
@@ -241,7 +275,8 @@ impl World {
     fn check_names(&self) -> Result<(), String> {
         let devs =
             self.neighbours.iter().map(|n| &n.dev).chain(self.routes.iter().filter_map(|r| r.dev.as_ref()));
-        for dev in devs.chain([&self.ingress]) {
+        let below = self.interfaces.iter().filter_map(|i| i.vlan.as_ref()).map(|vlan| &vlan.on);
+        for dev in devs.chain(below).chain([&self.ingress]) {
             self.interface(dev).ok_or_else(|| format!("there is no interface {dev}"))?;
         }
         for peer in self.interfaces.iter().map(|i| &i.peer) {
@@ -262,9 +297,49 @@ impl World {
         self.interfaces.iter().find(|i| i.name == name)
     }
 
+    /// The tags of the frames of an interface, from the outside in, and the interface that sends them.
+    fn tags(&self, interface: &Interface) -> (Vec<Tag>, u32) {
+        let (mut tags, mut below) = (Vec::new(), interface);
+        while let Some(vlan) = &below.vlan {
+            tags.insert(0, Tag { ether_type: Be16::new(vlan.ether_type), control: Be16::new(vlan.number) });
+            below = self.interface(&vlan.on).unwrap_or_else(|| panic!("there is no interface {}", vlan.on));
+        }
+        (tags, below.index)
+    }
+
+    /// What the daemon would put into `PORTS` and `VLANS`.
+    pub fn ports(&self) -> (Vec<Port>, BTreeMap<VlanKey, u32>) {
+        let (mut ports, mut vlans) = (Vec::new(), BTreeMap::new());
+        for interface in self.interfaces.iter().filter(|i| i.program) {
+            let (tags, device) = self.tags(interface);
+            let mut port =
+                Port { ifindex: interface.index, device, tag_count: tags.len() as u32, ..Port::default() };
+            port.tags[..tags.len()].copy_from_slice(&tags);
+            let own = || interface.addresses.iter().map(|a| a.address);
+            port.addr4 = own()
+                .find_map(|a| if let IpAddr::V4(v4) = a { Some(v4.octets()) } else { None })
+                .unwrap_or_default();
+            port.addr6 = own()
+                .find_map(|a| if let IpAddr::V6(v6) = a { Some(v6.octets()) } else { None })
+                .unwrap_or_default();
+            if let Some(outer) = tags.first() {
+                let inner = tags.get(1).map(|t| t.control).unwrap_or_default();
+                vlans.insert(VlanKey { device, outer: outer.control, inner }, interface.index);
+            }
+            ports.push(port);
+        }
+        (ports, vlans)
+    }
+
     /// What frames that come in on this interface may leave out.
     pub fn names(&self, ingress: &Interface) -> Names<'_> {
-        Names { macs: &self.macs, default: (self.macs[&ingress.peer], ingress.mac) }
+        let config::Tunnel { source4, source6 } = self.config.tunnel;
+        let (IpAddr::V4(v4), IpAddr::V6(v6)) = (source4.address, source6.address) else {
+            panic!("{}: networks of the wrong family: {:?}", self.name, self.config.tunnel);
+        };
+        let tunnel =
+            Tunnel { source4: (v4, source4.len), source6: (v6, source6.len), hash: |ends| flow_hash(ends).0 };
+        Names { macs: &self.macs, default: (self.macs[&ingress.peer], ingress.mac), tunnel }
     }
 
     /// What the routing table says of a packet of `len` bytes that came in on the interface of this number.
@@ -274,7 +349,8 @@ impl World {
             return Route::none(Reach::ForwardingDisabled);
         }
         let own = self.interfaces.iter().flat_map(|i| &i.addresses);
-        if to.is_multicast() || own.clone().any(|a| a.address == to || a.is_broadcast(to)) {
+        if to.is_multicast() || own.clone().any(|a| a.address == to || a.is_broadcast(to) || a.is_anycast(to))
+        {
             return Route::none(Reach::NotForwarded);
         }
         let connected = self.interfaces.iter().flat_map(|i| {
@@ -297,8 +373,9 @@ impl World {
         let Some(out) = route.dev.as_deref().and_then(|dev| self.interface(dev)) else {
             return Route::none(Reach::NotForwarded);
         };
-        if len > route.mtu.unwrap_or(out.mtu) {
-            return Route::none(Reach::TooBig);
+        let mtu = route.mtu.unwrap_or(out.mtu);
+        if len > mtu {
+            return Route { mtu, ..Route::none(Reach::TooBig) };
         }
         if route.encapsulates {
             return Route::none(Reach::Unsupported);
@@ -307,6 +384,7 @@ impl World {
         match self.neighbours.iter().find(|n| n.dev == out.name && n.addresses.contains(&next_hop)) {
             Some(neighbour) => Route {
                 reach: Reach::Known,
+                mtu,
                 ifindex: out.index,
                 macs: Macs { destination: neighbour.mac, source: out.mac },
             },
@@ -322,6 +400,21 @@ impl World {
     }
 }
 
+impl Vlan {
+    fn new(on: String, tag: &str) -> Result<Self, String> {
+        let parsed = tag.split_once(' ').and_then(|(kind, number)| {
+            let ether_type = match kind {
+                "vlan" => 0x8100,
+                "qinq" => 0x88a8,
+                _ => return None,
+            };
+            Some((ether_type, number.parse().ok()?))
+        });
+        let (ether_type, number) = parsed.ok_or_else(|| format!("{tag} is no tag such as `vlan 10`"))?;
+        Ok(Self { on, ether_type, number })
+    }
+}
+
 impl Prefix {
     fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address) {
@@ -332,6 +425,14 @@ impl Prefix {
                 self.len == 0 || (a.to_bits() ^ b.to_bits()) >> (128 - self.len) == 0
             }
             _ => false,
+        }
+    }
+
+    /// The routers of an IPv6 subnet all have its own address (RFC 4291 section 2.6.1).
+    fn is_anycast(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(_) => false,
+            IpAddr::V6(v6) => self.contains(address) && self.len < 127 && v6.to_bits() << self.len == 0,
         }
     }
 

@@ -16,7 +16,12 @@ use crate::test::{BINARY_VARIABLE, ROOT_PACKAGES, ROOT_VARIABLE, cargo_test};
 use crate::workspace::{Workspace, find_program};
 
 const INIT: &str = include_str!("init.sh");
-const TRAFFIC: &str = include_str!("traffic.sh");
+/// Scripts beside it.
+const SCRIPTS: [(&str, &str); 3] = [
+    ("/checks.sh", include_str!("checks.sh")),
+    ("/traffic.sh", include_str!("traffic.sh")),
+    ("/tunnels.sh", include_str!("tunnels.sh")),
+];
 /// Programs that the scripts and the tests call.
 const PROGRAMS: [&str; 2] = ["ip", "ethtool"];
 /// Where the package with the tests lies.
@@ -59,7 +64,9 @@ impl Contents {
         let budget = workspace.root.join("lb-ebpf/budget.toml");
         contents.copy(format!("{root}/lb-ebpf/budget.toml"), 0o644, &budget)?;
         contents.text("/init", 0o755, INIT);
-        contents.text("/traffic.sh", 0o755, TRAFFIC);
+        for (path, text) in SCRIPTS {
+            contents.text(path, 0o755, text);
+        }
         let settings =
             format!("export {ROOT_VARIABLE}='{root}' {BINARY_VARIABLE}='{MATAPA}'\ncd '{root}/{TESTED}'\n");
         contents.text("/settings.sh", 0o644, &settings);

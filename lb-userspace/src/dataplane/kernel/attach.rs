@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, XdpMode as AyaMode};
+use aya::programs::{ProgramError, Xdp, XdpMode as AyaMode};
 use lb_common::abi;
 use log::{info, warn};
 
@@ -69,6 +69,8 @@ impl Kernel {
         interfaces: &[(String, u32)],
         mode: XdpMode,
     ) -> anyhow::Result<Vec<Attached>> {
+        // Before any interface runs the new program, which is nothing without its stages.
+        let stages = self.pin_stages(pins)?;
         let mut attached = Vec::new();
         let mut fresh = Vec::new();
         for (name, index) in interfaces {
@@ -96,6 +98,10 @@ impl Kernel {
         }
         self.set_ports(&attached.iter().map(|a| a.index).collect::<Vec<_>>());
         self.pin_program(pins)?;
+        // No interface runs an older program any more.
+        if let Some(stages) = stages {
+            settle_stages(pins, &stages)?;
+        }
         Ok(attached)
     }
 
@@ -161,14 +167,19 @@ impl Kernel {
         Ok((attached, pin, true))
     }
 
-    /// Puts this program into a pinned link, in the place of the one that is there.
     fn replace(&mut self, pin: &Path) -> anyhow::Result<()> {
-        let link = FdLink::from(PinnedLink::from_pin(pin)?);
-        let program = load::xdp(&mut self.ebpf, abi::PROGRAM)?;
-        let id = program.attach_to_link(XdpLink::try_from(link)?)?;
-        // The pin keeps the link; our descriptor of it is not needed.
-        drop(program.take_link(id)?);
-        Ok(())
+        replace(load::xdp(&mut self.ebpf, abi::PROGRAM)?, pin)
+    }
+
+    /// Pins the array of the program's stages, beside that of an older daemon: the kernel empties an array that is
+    /// neither pinned nor held, and the interfaces still run the older program. Says where.
+    fn pin_stages(&self, pins: &Pins) -> anyhow::Result<Option<PathBuf>> {
+        let Some(stages) = &self.stages else { return Ok(None) };
+        let path = pins.new_stages().context("cannot read the pinned program arrays")?;
+        stages
+            .pin(&path)
+            .with_context(|| format!("cannot pin the program's stages at {}", path.display()))?;
+        Ok(Some(path))
     }
 
     fn pin_program(&mut self, pins: &Pins) -> anyhow::Result<()> {
@@ -182,6 +193,30 @@ impl Kernel {
             .pin(&path)
             .with_context(|| format!("cannot pin the program at {}", path.display()))
     }
+}
+
+/// Puts a program into a pinned link, in the place of the one that is there.
+pub(super) fn replace(program: &mut Xdp, pin: &Path) -> anyhow::Result<()> {
+    let link = FdLink::from(PinnedLink::from_pin(pin)?);
+    let id = program.attach_to_link(XdpLink::try_from(link)?)?;
+    // The pin keeps the link; our descriptor of it is not needed.
+    drop(program.take_link(id)?);
+    Ok(())
+}
+
+/// Puts the pin of the stages that are in use in the place of all others.
+fn settle_stages(pins: &Pins, used: &Path) -> anyhow::Result<()> {
+    let path = pins.stages();
+    fs::rename(used, &path)
+        .with_context(|| format!("cannot rename {} to {}", used.display(), path.display()))?;
+    for other in pins.all_stages().context("cannot read the pinned program arrays")? {
+        if other != path
+            && let Err(error) = fs::remove_file(&other)
+        {
+            complain(&other, &error);
+        }
+    }
+    Ok(())
 }
 
 fn detach(pin: &Path) {

@@ -1,22 +1,34 @@
 //! Loading the program: over new maps, or over the pinned ones of an earlier daemon.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use aya::maps::{HashMap as AyaHashMap, Map, MapData, MapInfo, PerCpuArray};
+use aya::maps::{HashMap as AyaHashMap, Map, MapData, MapInfo, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
+use lb_common::abi::endpoint::ENDPOINT_WAYS;
 use lb_common::abi::flow::WAYS;
-use lb_common::abi::{self, ABI_VERSION, Backend, Control, FlowTuple, Listener, map};
+use lb_common::abi::{self, ABI_VERSION, Backend, Control, FlowTuple, Listener, Port, Settings, map};
 use lb_common::hash::HashKey;
 use log::{debug, warn};
 
 use super::mapped::Mapped;
 use super::pins::Pins;
-use super::snapshot;
-use super::{Kernel, hertz};
+use super::{FlowMaps, Kernel, hertz};
 use crate::dataplane::image::Image;
-use crate::dataplane::{Capacity, object};
+use crate::dataplane::snapshot::Readable as _;
+use crate::dataplane::{Capacity, object, snapshot};
+
+/// Clients that are remembered by sticky services. When there are more, the kernel forgets those that were not seen
+/// for the longest.
+const STICKY_CLIENTS: u32 = 65_536;
+/// Datagrams in fragments that are remembered, likewise.
+const FRAGMENTED: u32 = 8192;
+/// Bytes for packets that are traced and not yet read: some thousand.
+const EVENT_BYTES: u32 = 1 << 20;
+/// Interfaces for VLANs.
+const VLANS: u32 = 256;
 
 /// What new maps are made for.
 #[derive(Clone, Copy, Debug)]
@@ -34,15 +46,24 @@ pub struct Loaded {
     pub adopted: bool,
 }
 
-/// Loads the program over the pinned maps if there are any, else over new ones made for `wanted`.
+/// Loads the program over the pinned maps if there are any, else over new ones made for `wanted`, with the hash key that
+/// `key` says or a random one.
 ///
 /// # Errors
 /// When the kernel refuses the program or a map, or the pinned maps have another layout.
-pub fn load(pins: &Pins, wanted: Geometry, trace: bool) -> anyhow::Result<Loaded> {
+pub fn load(pins: &Pins, wanted: Geometry, key: Option<HashKey>, trace: bool) -> anyhow::Result<Loaded> {
     let found = existing(pins)?;
     match found {
-        Some((geometry, key)) => load_with(pins, geometry, key, trace, true),
-        None => load_new(pins, wanted, new_key(), trace),
+        Some((geometry, found)) => {
+            if key.is_some_and(|key| key != found) {
+                warn!(
+                    "the maps in use have another seed than cluster.seed_file, so that this gateway chooses other backends \
+                     than its peer; run `matapa detach` and start the daemon again (this interrupts forwarding)"
+                );
+            }
+            load_with(pins, geometry, found, trace, true)
+        }
+        None => load_new(pins, wanted, key.unwrap_or_else(new_key), trace),
     }
 }
 
@@ -65,75 +86,145 @@ fn load_with(
     trace: bool,
     adopted: bool,
 ) -> anyhow::Result<Loaded> {
-    let object = object::embedded()?;
-    let Geometry { capacity, flow_lines } = geometry;
-    let tick_shift = tick_shift(hertz());
-    let trace = u32::from(trace);
+    let trace = if trace { abi::trace::LOG } else { abi::trace::OFF };
+    let constants = Constants::new(geometry, key, trace);
     let paths: Vec<_> = map::ALL.iter().map(|name| (*name, pins.map(name))).collect();
+    let mut ebpf = constants.load_maps(&paths)?;
 
-    let mut loader = EbpfLoader::new();
-    loader
-        .override_global(abi::GLOBAL_HASH_KEY, bytemuck::bytes_of(&key), true)
-        .override_global(abi::GLOBAL_FLOW_LINES, &flow_lines, true)
-        .override_global(abi::GLOBAL_TICK_SHIFT, &tick_shift, true)
-        .override_global(abi::GLOBAL_TRACE, &trace, true)
-        .map_max_entries(map::ENDPOINTS4, capacity.listeners + capacity.backends)
-        .map_max_entries(map::ENDPOINTS6, capacity.listeners + capacity.backends)
-        .map_max_entries(map::LISTENERS, capacity.listeners)
-        .map_max_entries(map::LISTENER_NAMES, capacity.listeners)
-        .map_max_entries(map::TURNS, capacity.listeners)
-        .map_max_entries(map::BACKENDS, capacity.backends)
-        .map_max_entries(map::BACKEND_NAMES, capacity.backends)
-        .map_max_entries(map::BACKEND_STATS, capacity.backends)
-        .map_max_entries(map::TABLES, capacity.table_slots / 2)
-        .map_max_entries(map::FLOWS, flow_lines)
-        .map_max_entries(map::FLOW_TUPLES, flow_lines * WAYS as u32);
-    for (name, path) in &paths {
-        loader.map_pin_path(name, path);
-    }
-    let mut ebpf = loader.load(object).context(
-        "the kernel refused Matapa's maps (it needs Linux 6.1 or newer, CAP_BPF and CAP_NET_ADMIN, that is: root)",
-    )?;
-
-    let logger = if trace == 0 {
+    let logger = if trace == abi::trace::OFF {
         None
     } else {
         Some(aya_log::EbpfLogger::init(&mut ebpf).context("cannot read the program's trace")?)
     };
-    for name in [abi::PROGRAM, abi::CLOCK_PROGRAM] {
-        xdp(&mut ebpf, name)?.load().with_context(|| {
-            format!("the kernel refused the program {name} (it needs Linux 6.1 or newer and CAP_BPF)")
-        })?;
-    }
+    load_programs(&mut ebpf, [abi::CLOCK_PROGRAM].iter().chain(abi::STAGE_PROGRAMS))?;
     let info = xdp(&mut ebpf, abi::PROGRAM)?.info()?;
     debug!("program loaded: {} instructions verified", info.verified_instruction_count().unwrap_or(0));
 
-    let kernel = kernel(ebpf, logger, geometry, key, tick_shift)?;
+    let stages = fill_stages(&mut ebpf, abi::STAGE_PROGRAMS)?;
+
+    let kernel = kernel(ebpf, stages, logger, &constants)?;
     let image = if adopted {
-        snapshot::read(&kernel)
+        snapshot::read(&kernel)?
     } else {
-        let control = Control { abi_version: ABI_VERSION, flow_lines, hash_key: key, heartbeat: 0 };
+        let control = Control {
+            abi_version: ABI_VERSION,
+            flow_lines: geometry.flow_lines,
+            hash_key: key,
+            heartbeat: 0,
+        };
         kernel.control.write(0, &control, 0);
-        Image::default()
+        Image { pace: kernel.pace(), ..Image::default() }
     };
     Ok(Loaded { kernel, image, adopted })
 }
 
+/// What is written into the program when it is loaded. All instances over the same maps must agree on all but the last.
+#[derive(Clone, Debug)]
+pub(super) struct Constants {
+    pub geometry: Geometry,
+    pub key: HashKey,
+    pub endpoint_lines: u32,
+    pub tick_shift: u32,
+    /// As in [`abi::trace`].
+    pub trace: u32,
+}
+
+impl Constants {
+    fn new(geometry: Geometry, key: HashKey, trace: u32) -> Self {
+        let endpoint_lines = geometry.capacity.endpoint_lines();
+        Self { geometry, key, endpoint_lines, tick_shift: tick_shift(hertz()), trace }
+    }
+
+    /// Makes an instance's maps: those that are pinned at these paths are taken from there, or pinned there when they are
+    /// not. Its programs are not loaded yet.
+    pub(super) fn load_maps(&self, paths: &[(&'static str, PathBuf)]) -> anyhow::Result<Ebpf> {
+        let Geometry { capacity, ref flow_lines } = self.geometry;
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(abi::GLOBAL_HASH_KEY, bytemuck::bytes_of(&self.key), true)
+            .override_global(abi::GLOBAL_FLOW_LINES, flow_lines, true)
+            .override_global(abi::GLOBAL_ENDPOINT_LINES, &self.endpoint_lines, true)
+            .override_global(abi::GLOBAL_TICK_SHIFT, &self.tick_shift, true)
+            .override_global(abi::GLOBAL_TRACE, &self.trace, true)
+            .map_max_entries(map::ENDPOINTS, self.endpoint_lines)
+            .map_max_entries(map::LISTENERS, capacity.listeners)
+            .map_max_entries(map::LISTENER_NAMES, capacity.listeners)
+            .map_max_entries(map::TURNS, capacity.listeners)
+            .map_max_entries(map::FLOOD, capacity.listeners)
+            .map_max_entries(map::BACKENDS, capacity.backends)
+            .map_max_entries(map::BACKEND_NAMES, capacity.backends)
+            .map_max_entries(map::BACKEND_STATS, capacity.backends)
+            .map_max_entries(map::BACKEND_HOPS, capacity.backends)
+            .map_max_entries(map::LIVE, capacity.backends)
+            .map_max_entries(map::SIBLINGS, capacity.backends)
+            .map_max_entries(map::SNAT_ADDRESSES, abi::SNAT_ADDRESSES)
+            .map_max_entries(map::STICKY, STICKY_CLIENTS)
+            .map_max_entries(map::FRAGMENTS, FRAGMENTED)
+            .map_max_entries(map::PORTS, abi::PORTS)
+            .map_max_entries(map::VLANS, VLANS)
+            .map_max_entries(map::TABLES, capacity.table_slots / 2)
+            .map_max_entries(map::FLOWS, *flow_lines)
+            .map_max_entries(map::FLOW_TUPLES, flow_lines * WAYS as u32);
+        if self.trace == abi::trace::EVENTS {
+            loader.map_max_entries(map::TRACE_EVENTS, EVENT_BYTES);
+        }
+        for (name, path) in paths {
+            loader.map_pin_path(name, path);
+        }
+        loader.load(object::embedded()?).context(
+            "the kernel refused Matapa's maps (it needs Linux 6.1 or newer, CAP_BPF and CAP_NET_ADMIN, that is: root)",
+        )
+    }
+}
+
+/// Has the kernel verify the programs of these names.
+pub(super) fn load_programs<'n>(
+    ebpf: &mut Ebpf,
+    names: impl IntoIterator<Item = &'n &'static str>,
+) -> anyhow::Result<()> {
+    for name in names {
+        xdp(ebpf, name)?.load().with_context(|| {
+            format!("the kernel refused the program {name} (it needs Linux 6.1 or newer and CAP_BPF)")
+        })?;
+    }
+    Ok(())
+}
+
+/// Puts the programs that the first one calls where it finds them.
+pub(super) fn fill_stages(ebpf: &mut Ebpf, names: &[&str]) -> anyhow::Result<Option<Map>> {
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let name = map::STAGES;
+    let mut map = ebpf.take_map(name).with_context(|| format!("the program's object has no map {name}"))?;
+    let mut array = ProgramArray::try_from(&mut map)?;
+    for (index, stage) in (0..).zip(names) {
+        let program = xdp(ebpf, stage)?.fd()?;
+        array
+            .set(index, program, 0)
+            .with_context(|| format!("cannot put the program {stage} at place {index} of {name}"))?;
+    }
+    Ok(Some(map))
+}
+
 fn kernel(
     mut ebpf: Ebpf,
+    stages: Option<Map>,
     logger: Option<super::Logger>,
-    Geometry { capacity, flow_lines }: Geometry,
-    key: HashKey,
-    tick_shift: u32,
+    constants: &Constants,
 ) -> anyhow::Result<Kernel> {
+    let Geometry { capacity, flow_lines } = constants.geometry;
     let mut take = |name: &'static str| {
         ebpf.take_map(name).with_context(|| format!("the program's object has no map {name}"))
     };
+    let held = RingBuf::try_from(take(map::HELD)?).context("cannot map HELD into memory")?;
     let mut array = |name: &'static str, value_size: usize, elements: u32| {
         let Map::Array(data) = take(name)? else { bail!("the map {name} is not an array") };
         Mapped::new(&data, value_size, elements as usize)
             .with_context(|| format!("cannot map {name} into memory"))
     };
+    let settings = array(map::SETTINGS, size_of::<Settings>(), 1)?;
+    let endpoints = array(map::ENDPOINTS, ENDPOINT_WAYS * 8, capacity.endpoint_lines())?;
     let listeners = array(map::LISTENERS, size_of::<Listener>(), capacity.listeners)?;
     let listener_names = array(map::LISTENER_NAMES, abi::NAME_LEN, capacity.listeners)?;
     let backends = array(map::BACKENDS, size_of::<Backend>(), capacity.backends)?;
@@ -141,25 +232,29 @@ fn kernel(
     let tables = array(map::TABLES, 8, capacity.table_slots / 2)?;
     let flows = array(map::FLOWS, WAYS * 8, flow_lines)?;
     let tuples = array(map::FLOW_TUPLES, size_of::<FlowTuple>(), flow_lines * WAYS as u32)?;
-    let ports = array(map::PORTS, 8, abi::PORTS)?;
+    let live = array(map::LIVE, 8, capacity.backends)?;
+    let snat_addresses = array(map::SNAT_ADDRESSES, 16, abi::SNAT_ADDRESSES)?;
+    let ports = array(map::PORTS, size_of::<Port>(), abi::PORTS)?;
     let control = array(map::CONTROL, size_of::<Control>(), 1)?;
     Ok(Kernel {
-        endpoints4: AyaHashMap::try_from(take(map::ENDPOINTS4)?)?,
-        endpoints6: AyaHashMap::try_from(take(map::ENDPOINTS6)?)?,
+        siblings: AyaHashMap::try_from(take(map::SIBLINGS)?)?,
+        vlans: AyaHashMap::try_from(take(map::VLANS)?)?,
         counters: PerCpuArray::try_from(take(map::COUNTERS)?)?,
         stats: PerCpuArray::try_from(take(map::BACKEND_STATS)?)?,
+        settings: Arc::new(settings),
+        endpoints,
         listeners,
         listener_names,
         backends,
         backend_names,
         tables,
-        flows,
-        tuples,
+        flows: Arc::new(FlowMaps { words: flows, tuples, live }),
+        snat_addresses,
         ports,
         control,
-        capacity,
-        key,
-        tick_shift,
+        stages,
+        constants: constants.clone(),
+        held: Some(held),
         logger,
         ebpf,
     })
@@ -196,6 +291,9 @@ fn existing(pins: &Pins) -> anyhow::Result<Option<(Geometry, HashKey)>> {
     }
     let control = control_of(&control)?;
     let sizes = [
+        (map::SETTINGS, size_of::<Settings>()),
+        (map::ENDPOINTS, ENDPOINT_WAYS * 8),
+        (map::PORTS, size_of::<Port>()),
         (map::LISTENERS, size_of::<Listener>()),
         (map::BACKENDS, size_of::<Backend>()),
         (map::FLOWS, WAYS * 8),
@@ -216,7 +314,8 @@ fn existing(pins: &Pins) -> anyhow::Result<Option<(Geometry, HashKey)>> {
         },
         flow_lines: entries(map::FLOWS)?,
     };
-    if control.flow_lines != geometry.flow_lines {
+    let endpoint_lines = entries(map::ENDPOINTS)?;
+    if control.flow_lines != geometry.flow_lines || endpoint_lines != geometry.capacity.endpoint_lines() {
         bail!(other());
     }
     Ok(Some((geometry, control.hash_key)))

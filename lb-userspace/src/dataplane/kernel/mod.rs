@@ -1,31 +1,38 @@
 //! The kernel's maps and program.
 
 pub mod attach;
+mod epoch;
+pub mod explain;
 mod link;
 pub mod load;
 mod mapped;
 pub mod pins;
-mod snapshot;
+pub mod second;
+pub mod tracer;
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use aya::Ebpf;
-use aya::maps::{HashMap as AyaHashMap, MapData, MapError, PerCpuArray};
-use aya::programs::{Program, ProgramFd, TestRun as _, TestRunOptions};
-use lb_common::abi::net::Be16;
+use aya::maps::{HashMap as AyaHashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::programs::{Program, ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use lb_common::abi::{
-    self, Backend, BackendFlags, BackendStats, Endpoint4, Endpoint6, Listener, Side, TableRef, map,
+    self, Backend, BackendFlags, BackendStats, Features, Listener, Port, Settings, SiblingKey, TableRef,
+    VlanKey, map,
 };
 use lb_common::hash::HashKey;
 use lb_common::verdict::Reason;
 
+use super::endpoints::EndpointTable;
 use super::flows::{Clock, FlowTable};
-use super::image::Id;
+use super::image::{Id, Pace, TunnelSources};
+use super::snapshot::Readable;
 use super::{ApplyError, Capacity, Maps};
-use crate::config::Protocol;
+pub use epoch::RouteEpoch;
+use load::Constants;
 use mapped::Mapped;
 
 /// What reads the program's trace.
@@ -36,29 +43,46 @@ const STATS_WORDS: usize = size_of::<BackendStats>() / 8;
 
 /// The loaded program and its maps.
 pub struct Kernel {
-    endpoints4: AyaHashMap<MapData, [u8; size_of::<Endpoint4>()], Id>,
-    endpoints6: AyaHashMap<MapData, [u8; size_of::<Endpoint6>()], Id>,
+    siblings: AyaHashMap<MapData, [u8; size_of::<SiblingKey>()], Id>,
+    vlans: AyaHashMap<MapData, [u8; size_of::<VlanKey>()], u32>,
     counters: PerCpuArray<MapData, u64>,
     stats: PerCpuArray<MapData, [u64; STATS_WORDS]>,
+    settings: Arc<Mapped>,
+    endpoints: Mapped,
     listeners: Mapped,
     listener_names: Mapped,
     backends: Mapped,
     backend_names: Mapped,
     tables: Mapped,
-    flows: Mapped,
-    tuples: Mapped,
+    flows: Arc<FlowMaps>,
+    snat_addresses: Mapped,
     ports: Mapped,
     control: Mapped,
-    capacity: Capacity,
-    key: HashKey,
-    tick_shift: u32,
+    /// The programs that the first one calls. The kernel empties the array when nobody in user space holds it.
+    stages: Option<Map>,
+    constants: Constants,
+    held: Option<RingBuf<MapData>>,
     logger: Option<Logger>,
     ebpf: Ebpf,
 }
 
+/// The maps of the flow table, for whoever follows it in a thread of its own.
+#[derive(Debug)]
+pub struct FlowMaps {
+    words: Mapped,
+    tuples: Mapped,
+    live: Mapped,
+}
+
+impl FlowMaps {
+    pub fn table(&self) -> FlowTable<'_> {
+        FlowTable::new(self.words.words(), self.tuples.words(), self.live.words())
+    }
+}
+
 impl std::fmt::Debug for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Kernel").field("capacity", &self.capacity).finish_non_exhaustive()
+        f.debug_struct("Kernel").field("constants", &self.constants).finish_non_exhaustive()
     }
 }
 
@@ -118,7 +142,12 @@ impl Kernel {
     }
 
     fn seconds_per_tick(&self) -> f64 {
-        f64::from(1 << self.tick_shift) / f64::from(hertz())
+        self.tick().as_secs_f64()
+    }
+
+    /// A tick of the flow table's clock.
+    fn tick(&self) -> Duration {
+        Duration::from_secs(1 << self.constants.tick_shift) / hertz()
     }
 
     /// Runs the program on a frame as if it came in on the loopback interface, or on the one that `context` names:
@@ -127,17 +156,7 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses to run the program.
     pub fn run(&mut self, frame: &[u8], context: Option<&[u8]>) -> anyhow::Result<(u32, Vec<u8>)> {
-        let program = load::xdp(&mut self.ebpf, abi::PROGRAM)?;
-        let mut out = vec![0; frame.len() + 256];
-        let result = program.test_run(TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ctx_in: context,
-            ..TestRunOptions::default()
-        })?;
-        let len = result.data_size_out as usize;
-        out.truncate(len);
-        Ok((result.return_value, out))
+        test_run(load::xdp(&mut self.ebpf, abi::PROGRAM)?, frame, context)
     }
 
     /// How many instructions the verifier looked at: the program's true size.
@@ -151,13 +170,73 @@ impl Kernel {
             .context("the kernel does not say how many instructions it verified")
     }
 
-    /// Names the interfaces to which packets may be redirected; all others are the kernel's.
+    /// Names the interfaces to which packets may be redirected; all others are the kernel's. They are taken as without
+    /// VLANs and addresses of their own.
     pub fn set_ports(&self, indexes: &[u32]) {
+        let plain = |&index: &u32| Port { ifindex: index, device: index, ..Port::default() };
+        self.write_ports(&indexes.iter().map(plain).collect::<Vec<_>>());
+    }
+
+    /// Says what is known of the interfaces to which packets may be redirected. Of two that share a place, the first is
+    /// used.
+    pub fn write_ports(&self, ports: &[Port]) {
         for place in 0..abi::PORTS {
-            let index = indexes.iter().find(|index| *index % abi::PORTS == place);
-            if let Some(word) = self.ports.element(place as usize).first() {
-                word.store(u64::from(index.copied().unwrap_or(0)), Ordering::Relaxed);
-            }
+            let port = ports.iter().find(|port| port.ifindex % abi::PORTS == place);
+            self.ports.write(place as usize, &port.copied().unwrap_or_default(), 0);
+        }
+    }
+
+    /// Says which interface the frames of a VLAN belong to; of others it is not known.
+    ///
+    /// # Errors
+    /// When the kernel refuses it, such as for a full map.
+    pub fn write_vlans(&mut self, vlans: &BTreeMap<VlanKey, u32>) -> Result<(), ApplyError> {
+        let known: BTreeMap<[u8; 8], u32> =
+            vlans.iter().map(|(key, index)| (bytemuck::must_cast(*key), *index)).collect();
+        let stale: Vec<_> =
+            self.vlans.keys().filter_map(Result::ok).filter(|key| !known.contains_key(key)).collect();
+        for key in stale {
+            remove(&mut self.vlans, map::VLANS, &key)?;
+        }
+        for (key, index) in known {
+            self.vlans.insert(key, index, 0).map_err(|error| refused(map::VLANS, error))?;
+        }
+        Ok(())
+    }
+
+    /// The route epoch, for whoever follows the kernel's routes.
+    pub fn route_epoch(&self) -> RouteEpoch {
+        RouteEpoch::of(Arc::clone(&self.settings))
+    }
+
+    /// Runs the program on a frame as if it came in on the interface with index `ingress`, and does what it decides:
+    /// the frame is sent, or goes to the kernel.
+    ///
+    /// # Errors
+    /// When the kernel refuses, such as before Linux 5.18, or for an interface that is gone.
+    pub fn run_live(&mut self, frame: &[u8], ingress: u32) -> anyhow::Result<()> {
+        let len = u32::try_from(frame.len()).context("a frame of more than 4 GiB")?;
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context: [u32; 6] = [0, len, 0, ingress, 0, 0];
+        let program = load::xdp(&mut self.ebpf, abi::PROGRAM)?;
+        program
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                ctx_in: Some(bytemuck::bytes_of(&context)),
+                repeat: 1,
+                attrs: TestRunAttrs::new().xdp_live_frames(1),
+                ..TestRunOptions::default()
+            })
+            .context("cannot run the program on a held fragment")?;
+        Ok(())
+    }
+
+    /// Changes one of the two settings that share a word, which may be written from two sides.
+    fn change_first_setting(&self, change: impl Fn([u32; 2]) -> [u32; 2]) {
+        if let Some(word) = self.settings.element(0).first() {
+            let change = |word: u64| Some(bytemuck::must_cast(change(bytemuck::must_cast(word))));
+            // It always changes to something, so that there is no error.
+            let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
         }
     }
 
@@ -166,8 +245,7 @@ impl Kernel {
     /// # Errors
     /// When the kernel does not say.
     pub fn verified_programs(&self) -> anyhow::Result<BTreeMap<String, u32>> {
-        self.ebpf
-            .programs()
+        self.loaded_programs()
             .map(|(name, program)| {
                 let count = program.info()?.verified_instruction_count();
                 let count = count.context("the kernel does not say how many instructions it verified")?;
@@ -184,6 +262,23 @@ impl Kernel {
         Ok(self.program(abi::PROGRAM)?.fd()?)
     }
 
+    /// Numbers of all maps that the loaded programs use.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn map_ids(&self) -> anyhow::Result<BTreeSet<u32>> {
+        let mut ids = BTreeSet::new();
+        for (_, program) in self.loaded_programs() {
+            ids.extend(program.info()?.map_ids()?.context("the kernel does not say which maps it uses")?);
+        }
+        Ok(ids)
+    }
+
+    /// Those of the object that this instance uses.
+    fn loaded_programs(&self) -> impl Iterator<Item = (&str, &Program)> {
+        self.ebpf.programs().filter(|(_, program)| program.fd().is_ok())
+    }
+
     fn program(&self, name: &str) -> anyhow::Result<&Program> {
         self.ebpf.program(name).with_context(|| format!("the object has no program {name}"))
     }
@@ -195,90 +290,51 @@ impl Kernel {
         }
     }
 
+    /// The flow table, for another thread.
+    pub fn flow_maps(&self) -> Arc<FlowMaps> {
+        Arc::clone(&self.flows)
+    }
+
+    /// Where the program puts fragments that came before the first one of their datagram.
+    pub fn take_held(&mut self) -> Option<RingBuf<MapData>> {
+        self.held.take()
+    }
+
     /// What reads the program's trace, if it was loaded with tracing.
     pub fn take_logger(&mut self) -> Option<Logger> {
         self.logger.take()
-    }
-
-    /// Removes endpoints that lead nowhere: what a daemon that died between two steps left.
-    pub fn remove_dangling(&mut self, image: &super::image::Image) {
-        let dangling = |side: u8, id: &Id| {
-            (side == Side::Vip as u8 && !image.listeners.contains_key(id))
-                || (side == Side::Backend as u8 && !image.backends.contains_key(id))
-        };
-        remove_where(&mut self.endpoints4, |key, id| {
-            dangling(bytemuck::must_cast::<_, Endpoint4>(key).side, id)
-        });
-        remove_where(&mut self.endpoints6, |key, id| {
-            dangling(bytemuck::must_cast::<_, Endpoint6>(key).side, id)
-        });
-    }
-
-    fn slot(&self, index: u32) -> Id {
-        let words = self.tables.element((index / 2) as usize);
-        let pair = words.first().map_or(0, |w| w.load(Ordering::Acquire));
-        let pair: [Id; 2] = bytemuck::must_cast(pair);
-        pair[(index % 2) as usize]
     }
 }
 
 impl Maps for Kernel {
     fn capacity(&self) -> Capacity {
-        self.capacity
+        self.constants.geometry.capacity
     }
 
     fn hash_key(&self) -> HashKey {
-        self.key
+        self.constants.key
     }
 
-    fn put_endpoint(
-        &mut self,
-        side: Side,
-        address: IpAddr,
-        port: u16,
-        protocol: Protocol,
-        value: Id,
-    ) -> Result<(), ApplyError> {
-        let port = Be16::new(port);
-        match address {
-            IpAddr::V4(v4) => {
-                let key: [u8; 8] =
-                    bytemuck::must_cast(Endpoint4::new(side, v4.octets(), port, protocol.wire()));
-                self.endpoints4.insert(key, value, 0).map_err(|e| refused(map::ENDPOINTS4, e))
-            }
-            IpAddr::V6(v6) => {
-                let key: [u8; 20] =
-                    bytemuck::must_cast(Endpoint6::new(side, v6.octets(), port, protocol.wire()));
-                self.endpoints6.insert(key, value, 0).map_err(|e| refused(map::ENDPOINTS6, e))
-            }
+    fn endpoints(&self) -> EndpointTable<'_> {
+        EndpointTable::new(self.endpoints.words())
+    }
+
+    fn write_features(&mut self, features: Features) {
+        self.change_first_setting(|[_, epoch]| [features.0, epoch]);
+    }
+
+    fn write_tunnel(&mut self, tunnel: &TunnelSources) {
+        let mut settings = Settings::default();
+        tunnel.write_to(&mut settings);
+        // All but the first word. A packet in between may get a source of the old network with bits of the new one.
+        let words: [u64; size_of::<Settings>() / 8] = bytemuck::must_cast(settings);
+        for (place, word) in self.settings.element(0).iter().zip(words).skip(1) {
+            place.store(word, Ordering::Relaxed);
         }
     }
 
-    fn remove_endpoint(
-        &mut self,
-        side: Side,
-        address: IpAddr,
-        port: u16,
-        protocol: Protocol,
-    ) -> Result<(), ApplyError> {
-        let port = Be16::new(port);
-        let (map, result) = match address {
-            IpAddr::V4(v4) => {
-                let key: [u8; 8] =
-                    bytemuck::must_cast(Endpoint4::new(side, v4.octets(), port, protocol.wire()));
-                (map::ENDPOINTS4, self.endpoints4.remove(&key))
-            }
-            IpAddr::V6(v6) => {
-                let key: [u8; 20] =
-                    bytemuck::must_cast(Endpoint6::new(side, v6.octets(), port, protocol.wire()));
-                (map::ENDPOINTS6, self.endpoints6.remove(&key))
-            }
-        };
-        match result {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            Err(error) => Err(refused(map, error)),
-        }
+    fn write_snat_address(&mut self, index: u8, address: [u8; 16]) {
+        self.snat_addresses.write(index.into(), &address, 0);
     }
 
     fn write_listener(&mut self, id: Id, record: &Listener, service: &str) {
@@ -312,6 +368,15 @@ impl Maps for Kernel {
         self.backends.write(id as usize, record, FLAGS);
     }
 
+    fn put_sibling(&mut self, key: SiblingKey, backend: Id) -> Result<(), ApplyError> {
+        let put = self.siblings.insert(bytemuck::must_cast::<_, [u8; 8]>(key), backend, 0);
+        put.map_err(|error| refused(map::SIBLINGS, error))
+    }
+
+    fn remove_sibling(&mut self, key: SiblingKey) -> Result<(), ApplyError> {
+        remove(&mut self.siblings, map::SIBLINGS, &bytemuck::must_cast(key))
+    }
+
     fn write_slots(&mut self, offset: u32, slots: &[Id]) {
         let start = (offset / 2) as usize;
         for (i, pair) in slots.chunks(2).enumerate() {
@@ -323,22 +388,85 @@ impl Maps for Kernel {
     }
 
     fn flows(&self) -> FlowTable<'_> {
-        FlowTable::new(self.flows.words(), self.tuples.words())
+        self.flows.table()
     }
 }
 
-/// Removes the entries of an endpoint map that fit; one that cannot be removed is only told of.
-fn remove_where<const LEN: usize>(
-    map: &mut AyaHashMap<MapData, [u8; LEN], Id>,
-    fits: impl Fn([u8; LEN], &Id) -> bool,
-) where
+impl Readable for Kernel {
+    fn pace(&self) -> Pace {
+        // Without the number all CPUs together may record as many as one alone.
+        let cpus = aya::util::nr_cpus().map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX));
+        Pace { cpus, tick: self.tick() }
+    }
+
+    fn settings(&self) -> Settings {
+        self.settings.read(0)
+    }
+
+    fn snat_address(&self, index: u8) -> [u8; 16] {
+        self.snat_addresses.read(index.into())
+    }
+
+    fn listener(&self, id: Id) -> Listener {
+        self.listeners.read(id as usize)
+    }
+
+    fn service_name(&self, id: Id) -> String {
+        name_from(&self.listener_names.read(id as usize))
+    }
+
+    fn backend(&self, id: Id) -> Backend {
+        self.backends.read(id as usize)
+    }
+
+    fn backend_name(&self, id: Id) -> String {
+        name_from(&self.backend_names.read(id as usize))
+    }
+
+    fn slot(&self, index: u32) -> Id {
+        let words = self.tables.element((index / 2) as usize);
+        let pair = words.first().map_or(0, |w| w.load(Ordering::Acquire));
+        let pair: [Id; 2] = bytemuck::must_cast(pair);
+        pair[(index % 2) as usize]
+    }
+
+    fn siblings(&self) -> Result<Vec<(SiblingKey, Id)>, ApplyError> {
+        let entries = self.siblings.iter().map(|entry| {
+            let (key, id) = entry.map_err(|error| refused(map::SIBLINGS, error))?;
+            Ok((bytemuck::must_cast(key), id))
+        });
+        entries.collect()
+    }
+}
+
+/// Runs a program on a frame: what it returns, and the frame after it. Nothing is sent.
+fn test_run(program: &mut Xdp, frame: &[u8], context: Option<&[u8]>) -> anyhow::Result<(u32, Vec<u8>)> {
+    // With room for tags and outer headers.
+    let mut out = vec![0; frame.len() + 256];
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ctx_in: context,
+        ..TestRunOptions::default()
+    })?;
+    let len = result.data_size_out as usize;
+    out.truncate(len);
+    Ok((result.return_value, out))
+}
+
+/// Removes an element of a hash map. One that is not there is none.
+fn remove<const LEN: usize>(
+    map: &mut AyaHashMap<MapData, [u8; LEN], u32>,
+    name: &'static str,
+    key: &[u8; LEN],
+) -> Result<(), ApplyError>
+where
     [u8; LEN]: aya::Pod,
 {
-    let found: Vec<_> = map.iter().filter_map(Result::ok).filter(|(key, id)| fits(*key, id)).collect();
-    for (key, _) in found {
-        if let Err(error) = map.remove(&key) {
-            log::warn!("an endpoint that leads nowhere stays: {error}");
-        }
+    match map.remove(key) {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(error) => Err(refused(name, error)),
     }
 }
 
@@ -351,6 +479,12 @@ fn name_bytes(name: &str) -> [u8; abi::NAME_LEN] {
     let len = name.len().min(abi::NAME_LEN);
     bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
     bytes
+}
+
+/// The way back from [`name_bytes`].
+fn name_from(bytes: &[u8; abi::NAME_LEN]) -> String {
+    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 /// Jiffies per second: the kernel tells by the resolution of its coarse clocks, which is one jiffy.

@@ -16,6 +16,8 @@ pub const DEFAULT_DIR: &str = "/sys/fs/bpf/matapa";
 
 /// BPF_FS_MAGIC of linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
+/// Name of the pin of the program's stages, and the beginning of the names of new ones.
+const STAGES: &str = "stages";
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 
 /// The directory, held by one daemon at a time.
@@ -76,8 +78,46 @@ impl Pins {
         self.dir.join(name)
     }
 
+    /// Where a map is for a moment while another instance of the program, of this kind, is loaded.
+    pub fn passing(&self, name: &str, kind: u32) -> PathBuf {
+        self.dir.join(format!("passing-{name}-{kind}"))
+    }
+
     pub fn program(&self) -> PathBuf {
         self.dir.join("program")
+    }
+
+    /// The array of the program's stages.
+    pub fn stages(&self) -> PathBuf {
+        self.dir.join(STAGES)
+    }
+
+    /// The pins of all such arrays: also of those that a daemon had not yet put in their place when it ended.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn all_stages(&self) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(STAGES) {
+                found.push(entry.path());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Where a new one is pinned until it is the only one in use.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn new_stages(&self) -> io::Result<PathBuf> {
+        let taken = self.all_stages()?;
+        let names = (1u32..).map(|number| self.dir.join(format!("{STAGES}-{number}")));
+        names
+            .into_iter()
+            .find(|path| !taken.contains(path))
+            .ok_or_else(|| io::Error::from(io::ErrorKind::AlreadyExists))
     }
 
     /// The pin of the link of an interface: its name says which interface it was made for and how.

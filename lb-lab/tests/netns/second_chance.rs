@@ -1,0 +1,56 @@
+//! A thousand connections while one of two servers is dead and no check tells: none fails, and none waits
+//! longer than one retransmission.
+
+use std::time::Duration;
+
+use lb_lab::traffic::EchoServer;
+use lb_lab::traffic::prober::{Attempt, Prober};
+use lb_lab::{Netns, Shape};
+
+use crate::modes::{ALL, NAT, SNAT, Way};
+use crate::support::{ECHO, ONE_RETRANSMISSION, Rig, servers};
+
+const CONNECTIONS: usize = 1000;
+
+/// So many connections over IPv4 and IPv6, one every two milliseconds.
+fn thousand(netns: &Netns, way: Way) -> Vec<Attempt> {
+    let targets = [false, true].map(|v6| way.target(v6, ECHO)).to_vec();
+    let prober = Prober::start(netns, targets, Duration::from_millis(2), Duration::from_secs(8)).unwrap();
+    while prober.attempts().len() < CONNECTIONS {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    prober.finish().unwrap()
+}
+
+fn check(rig: &Rig, what: &str) {
+    for way in [NAT, SNAT] {
+        let attempts = thousand(rig.client(), way);
+        let bad: Vec<_> = attempts.iter().filter(|attempt| !attempt.prompt(ONE_RETRANSMISSION)).collect();
+        assert!(
+            bad.is_empty(),
+            "{way:?}, {what}: {} of {} failed or were slow: {:?}",
+            bad.len(),
+            attempts.len(),
+            bad[0]
+        );
+        assert_eq!(servers(&attempts), ["mx2"], "{way:?}, {what}");
+    }
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn no_connection_fails_or_waits_while_a_server_is_dead() {
+    let configure = |topology: &lb_lab::Topology| {
+        let services = [NAT, SNAT].map(|way| way.service(topology, "echo", &format!(":{ECHO}/tcp"), ALL, ""));
+        format!("interfaces = [\"ext\", \"int\"]\n{}", services.concat())
+    };
+    let shape = Shape { vips: 2, ..Shape::default() };
+    let (rig, mut echoes) = Rig::shaped(shape, configure, |_, host| EchoServer::start(host, ECHO).unwrap());
+    rig.server(1).unplug().unwrap();
+    check(&rig, "silent");
+    rig.server(1).plug().unwrap();
+    drop(echoes.remove(0));
+    check(&rig, "refusing");
+    drop(echoes);
+    rig.finish();
+}
