@@ -19,6 +19,7 @@ mod plain;
 mod reload;
 mod resets;
 mod routing;
+mod scale;
 mod second_chance;
 mod speed;
 mod story;
