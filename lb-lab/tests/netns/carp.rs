@@ -683,10 +683,10 @@ fn a_service_survives(mac: &str) {
         let prober =
             Prober::start(client, target, Duration::from_millis(50), Duration::from_secs(12)).unwrap();
         std::thread::sleep(Duration::from_secs(1));
-        gateways.topology.switch.ip("link set gw1-ext nomaster\nlink set gw1-int nomaster\n").unwrap();
+        ["ext", "int"].into_iter().for_each(|device| gateways.gateway(1).cut(device).unwrap());
         first.kill().unwrap();
         std::thread::sleep(Duration::from_secs(5));
-        gateways.topology.switch.ip("link set gw1-ext master ext\nlink set gw1-int master int\n").unwrap();
+        ["ext", "int"].into_iter().for_each(|device| gateways.gateway(1).mend(device).unwrap());
         start(&mut first);
         gateways.wait_master(1, Duration::from_secs(10));
         std::thread::sleep(Duration::from_secs(3));

@@ -113,12 +113,12 @@ impl Gateways {
 
     /// Cuts a gateway's cable to the clients in the middle: its interface still has a link.
     pub fn part(&self, number: usize) {
-        self.topology.switch.ip(&format!("link set gw{number}-ext nomaster\n")).unwrap();
+        self.gateway(number).cut("ext").unwrap();
     }
 
     /// Undoes [`Gateways::part`].
     pub fn heal(&self, number: usize) {
-        self.topology.switch.ip(&format!("link set gw{number}-ext master ext\n")).unwrap();
+        self.gateway(number).mend("ext").unwrap();
     }
 
     /// Gateways that have the address now.
