@@ -38,8 +38,8 @@ pub struct Options {
 pub fn command(workspace: &Workspace, options: &Options) -> Result<bool> {
     let start = Instant::now();
     let mut report = Report::default();
-    let bpf = setup_stages(workspace, options, &mut report);
-    let binary = build_stages(workspace, options, bpf.as_ref(), &mut report);
+    let bpf = setup_stages(workspace, !options.quick, &mut report);
+    let binary = build_stages(workspace, !options.quick, bpf.as_ref(), &mut report);
     if !options.quick && options.filter.is_none() {
         lint::stages(workspace, bpf.as_ref(), &mut report);
     }
@@ -59,13 +59,19 @@ pub fn command(workspace: &Workspace, options: &Options) -> Result<bool> {
     Ok(report.failed() == 0)
 }
 
-fn setup_stages(workspace: &Workspace, options: &Options, report: &mut Report) -> Option<Bpf> {
+/// Everything that tests need, and the binary; without `lab`, no binary.
+pub fn prepare(workspace: &Workspace, lab: bool, report: &mut Report) -> Option<PathBuf> {
+    let bpf = setup_stages(workspace, lab, report);
+    build_stages(workspace, lab, bpf.as_ref(), report)
+}
+
+fn setup_stages(workspace: &Workspace, lab: bool, report: &mut Report) -> Option<Bpf> {
     let mut found = None;
     report.check("setup of the BPF toolchain", || {
         found = Some(setup::bpf(workspace, Install::Yes)?);
         Ok(())
     });
-    if !options.quick {
+    if lab {
         report.check("setup of the lab", || setup::lab(workspace, Install::Yes));
     }
     found
@@ -73,7 +79,7 @@ fn setup_stages(workspace: &Workspace, options: &Options, report: &mut Report) -
 
 fn build_stages(
     workspace: &Workspace,
-    options: &Options,
+    lab: bool,
     bpf: Option<&Bpf>,
     report: &mut Report,
 ) -> Option<PathBuf> {
@@ -81,7 +87,7 @@ fn build_stages(
         let bpf = bpf.context("not run: there is no toolchain for it")?;
         ebpf::build(workspace, bpf, Variant::Plain).map(drop)
     });
-    if options.quick {
+    if !lab {
         return None;
     }
     report.check("build of the measuring programs", || {
