@@ -1,4 +1,4 @@
-//! Traces of packets: who wants which, and what the interfaces run meanwhile. [`way`] has what is told of one.
+//! Traces of packets: who wants which, and what the interfaces run meanwhile. `way` has what is told of one.
 //!
 //! While there is at least one trace, the interfaces run the program that tells of packets; with the end of the last one
 //! the plain program is put back. What is told is read and handed out by a task of its own, as packets may come faster

@@ -110,9 +110,9 @@ impl Entry<'_, '_> {
         let line = self.line(first);
         let way = flow::find(line, hash.fingerprint());
         let entered = if way < WAYS {
-            self.meet(shadow, first + way, line.load(way), new, &resolved, flow.decided)
+            self.meet(shadow, (origin, first + way), line.load(way), new, &resolved, flow.decided)
         } else {
-            self.begin(first, line, new, &resolved)
+            self.begin(shadow, first, line, new, &resolved)
         };
         match entered {
             Ok((place, word, entered)) => {
@@ -129,8 +129,13 @@ impl Entry<'_, '_> {
         let Some(place) = shadow.place_of(origin) else { return false };
         let word = shadow.agreed(place);
         let tuple = self.table.tuple(place);
+        if shadow.is_crossed(place, self.seen) {
+            // It has yet to hear of the flow from us, and will have it again then.
+            shadow.tell_again(place, self.table.word(place));
+            return false;
+        }
         if word.is_free() || self.table.change(place, word, FlowWord::FREE).is_err() {
-            shadow.tell(place, false);
+            shadow.tell(place);
             return false;
         }
         self.table.free_way_back(place, word, &tuple);
@@ -142,11 +147,11 @@ impl Entry<'_, '_> {
         Copied(std::array::from_fn(|way| self.table.word(first + way).0))
     }
 
-    /// A place in the line of the flow has its fingerprint.
+    /// A place in the line of the flow has its fingerprint; the other gateway has it at `origin`.
     fn meet(
         &self,
         shadow: &mut Shadow,
-        place: usize,
+        (origin, place): (u32, usize),
         old: FlowWord,
         new: FlowWord,
         resolved: &Resolved,
@@ -183,7 +188,7 @@ impl Entry<'_, '_> {
         if !crossed && word.0 >> 16 == new.0 >> 16 {
             return Ok((place, word, Entered::Changed));
         }
-        shadow.tell(place, crossed);
+        shadow.answer(place, origin, crossed);
         Err(Entered::Kept)
     }
 
@@ -217,6 +222,7 @@ impl Entry<'_, '_> {
     /// A flow that is new here.
     fn begin(
         &self,
+        shadow: &mut Shadow,
         first: usize,
         line: Copied,
         new: FlowWord,
@@ -234,6 +240,7 @@ impl Entry<'_, '_> {
         let (place, old) = (first + way, line.load(way));
         let tuple = self.table.tuple(place);
         self.table.change(place, old, new).map_err(|_| Entered::Busy)?;
+        shadow.replaced(place);
         if !old.is_free() {
             self.table.free_way_back(place, old, &tuple);
         }

@@ -3,6 +3,7 @@
 //! For each place there is the word that both agree on, and who said it last. Nothing else is kept: what cannot be sent
 //! now is found again at the next scan.
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use lb_common::abi::flow::{FlowState, FlowWord, WAYS};
@@ -11,8 +12,12 @@ use super::directory::Directory;
 use super::wire::Record;
 use crate::dataplane::flows::{Clock, FlowTable, hash_behind};
 
-/// In [`Shadow::origins`]: both gateways have changed the flow at once, and ours counts.
-const DECIDED: u32 = u32::MAX;
+/// In [`Shadow::origins`], beside a place: both gateways have changed the flow at once, and ours counts. No table has so
+/// many places.
+const DECIDED: u32 = 1 << 31;
+
+/// A bit of a word in which it differs from itself, but remains one of a flow: the lowest of its moves.
+const MOVED: u64 = 1 << 37;
 
 /// What both agree on. 16 bytes for each place, and 4 for each of the other gateway's.
 #[derive(Debug)]
@@ -24,6 +29,9 @@ pub struct Shadow {
     told: Vec<u32>,
     /// For each of its places, ours and one.
     theirs: Vec<u32>,
+    /// Places whose flow, of which we were the last to speak, went when one of the other gateway's came there: it has yet to
+    /// hear that. At most one for each place.
+    owed: VecDeque<u32>,
     /// Where the next part of a scan begins.
     cursor: usize,
 }
@@ -46,6 +54,7 @@ impl Shadow {
             origins: vec![0; places],
             told: vec![0; places],
             theirs: Vec::new(),
+            owed: VecDeque::new(),
             cursor: 0,
         }
     }
@@ -58,6 +67,7 @@ impl Shadow {
         self.theirs.clear();
         // Zeroed memory that is never touched costs nothing.
         self.theirs.resize(places as usize, 0);
+        self.owed.clear();
         self.cursor = 0;
     }
 
@@ -70,10 +80,21 @@ impl Shadow {
     /// Notes that the other gateway has said this of the flow at `place`, which stands at `origin` there.
     pub fn heard(&mut self, place: usize, word: FlowWord, origin: u32) {
         self.words[place] = word.0;
-        self.origins[place] = origin.saturating_add(1);
         self.told[place] = 0;
+        self.spoken(place, origin, 0);
+    }
+
+    fn spoken(&mut self, place: usize, origin: u32, flag: u32) {
         if let Some(theirs) = self.theirs.get_mut(origin as usize) {
             *theirs = u32::try_from(place + 1).unwrap_or(0);
+            self.origins[place] = origin + 1 | flag;
+        }
+    }
+
+    /// What stood at `place` has gone, and a flow of the other gateway comes there before a scan has seen that.
+    pub fn replaced(&mut self, place: usize) {
+        if !self.agreed(place).is_free() && !self.is_theirs(place) {
+            self.owed.extend(u32::try_from(place));
         }
     }
 
@@ -84,23 +105,38 @@ impl Shadow {
         u64::from(self.told[place]) > seen
     }
 
-    /// Has what stands at `place` told, by force if both have changed it at once.
-    pub fn tell(&mut self, place: usize, decided: bool) {
+    /// Has what stands at `place` told to the other gateway, which has nothing of the flow.
+    pub fn tell(&mut self, place: usize) {
         self.words[place] = 0;
-        self.origins[place] = if decided { DECIDED } else { 0 };
+        self.origins[place] = 0;
+    }
+
+    /// Has `word`, which stands at `place`, told to the other gateway, which has what we told it last, or soon will.
+    pub fn tell_again(&mut self, place: usize, word: FlowWord) {
+        self.words[place] = word.0 ^ MOVED;
+        self.origins[place] = 0;
+    }
+
+    /// Has what stands at `place` told to the other gateway, which has another word of the flow at `origin`; by force if
+    /// both have changed it at once. Until it is told, the other one was the last to speak: were the flow to go before, that
+    /// would not hear of it.
+    pub fn answer(&mut self, place: usize, origin: u32, decided: bool) {
+        self.words[place] = 0;
+        self.spoken(place, origin, if decided { DECIDED } else { 0 });
     }
 
     /// Where the flow stands here of which the other gateway was the last to speak, at this place of its own.
     #[must_use]
     pub fn place_of(&self, origin: u32) -> Option<usize> {
         let place = self.theirs.get(origin as usize)?.checked_sub(1)? as usize;
-        (self.origins.get(place) == Some(&(origin.saturating_add(1)))).then_some(place)
+        let spoken = self.origins.get(place)? & !DECIDED;
+        (spoken == origin + 1).then_some(place)
     }
 
     /// Whether the other gateway was the last to speak of the flow here.
     #[must_use]
     pub fn is_theirs(&self, place: usize) -> bool {
-        !matches!(self.origins[place], 0 | DECIDED)
+        self.origins[place] & !DECIDED != 0
     }
 
     /// Nothing stands at `place` any more, which the other gateway knows.
@@ -120,6 +156,14 @@ impl Shadow {
         mut put: impl FnMut(Record) -> bool,
     ) -> Scanned {
         let mut scanned = Scanned::default();
+        // Before any flow is told of that has come to such a place since.
+        while let Some(place) = self.owed.front() {
+            if !put(Record::Gone { place: *place }) {
+                return scanned;
+            }
+            self.owed.pop_front();
+            scanned.gone += 1;
+        }
         let words = table.words();
         while let Some(place) = words.get(self.cursor) {
             let index = self.cursor;
@@ -188,7 +232,7 @@ impl Shadow {
             (hash.fingerprint() == word.fingerprint() && hash.line(table.lines()) as usize == index / WAYS)
                 .then_some(())
         };
-        let decided = self.origins[index] == DECIDED;
+        let decided = self.origins[index] & DECIDED != 0;
         // A packet may have come a moment after the clock was read.
         let ahead = word.time().wrapping_sub(clock.now) < 8;
         let age = if ahead { 0.0 } else { clock.age(word.time()) };

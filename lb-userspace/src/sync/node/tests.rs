@@ -123,6 +123,19 @@ impl Gateway {
         }
     }
 
+    /// What it has to tell now.
+    fn say(&mut self, now: Time) -> Vec<Vec<u8>> {
+        self.node.scan(now, &self.flows.table(), &self.directory, self.clock());
+        std::iter::from_fn(|| self.node.transmit(now)).collect()
+    }
+
+    fn hear(&mut self, now: Time, said: Vec<Vec<u8>>) {
+        for bytes in said {
+            let clock = self.clock();
+            self.node.receive(now, &bytes, &self.flows.table(), &self.directory, clock);
+        }
+    }
+
     /// Server and state of a flow.
     fn flow(&self, port: u16) -> Option<(u32, FlowState)> {
         let word = self.flows.table().word(self.place(port)?);
@@ -154,10 +167,8 @@ const PORTS: u16 = 40;
 fn step(now: Time, a: &mut Gateway, b: &mut Gateway, fates: &mut impl Iterator<Item = u8>) {
     for turn in 0..2 {
         let (from, to) = if turn == 0 { (&mut *a, &mut *b) } else { (&mut *b, &mut *a) };
-        let clock = from.clock();
-        from.node.scan(now, &from.flows.table(), &from.directory, clock);
         let mut arriving = Vec::new();
-        while let Some(bytes) = from.node.transmit(now) {
+        for bytes in from.say(now) {
             match fates.next() {
                 Some(0 | 1) => {}
                 Some(2) => arriving.extend([bytes.clone(), bytes]),
@@ -165,10 +176,7 @@ fn step(now: Time, a: &mut Gateway, b: &mut Gateway, fates: &mut impl Iterator<I
                 _ => arriving.push(bytes),
             }
         }
-        for bytes in arriving {
-            let clock = to.clock();
-            to.node.receive(now, &bytes, &to.flows.table(), &to.directory, clock);
-        }
+        to.hear(now, arriving);
     }
 }
 
@@ -219,6 +227,56 @@ fn what_lives_here_stays() {
     // B's change and A's removal are under way at once.
     settle(&mut a, &mut b, 700);
     assert_eq!(b.flow(7), Some((2, FlowState::ClientClosed)));
+    assert_eq!(a.flow(7), b.flow(7));
+}
+
+#[test]
+fn a_removal_is_told_though_another_flow_has_come_to_its_place() {
+    let (mut a, mut b) = (Gateway::new(1, Forward::Nat, 3), Gateway::new(20, Forward::Nat, 3));
+    b.put(7, 2, FlowState::Established);
+    settle(&mut a, &mut b, 0);
+    assert!(a.flow(7).is_some());
+    let line = |port: u16| b.hash(port).line(LINES as u32);
+    let other = (8..u16::MAX).find(|port| line(*port) == line(7)).unwrap();
+    let place = b.place(7);
+    b.free(7);
+    a.put(other, 1, FlowState::Established);
+    settle(&mut a, &mut b, 700);
+    assert_eq!(b.place(other), place, "the place was to be taken");
+    assert_eq!(a.flow(7), None);
+    assert_eq!(a.flow(other), b.flow(other));
+}
+
+#[test]
+fn a_flow_that_goes_before_a_change_is_answered_is_not_left_with_one_gateway() {
+    let (mut a, mut b) = (Gateway::new(1, Forward::Nat, 3), Gateway::new(20, Forward::Nat, 3));
+    a.put(7, 2, FlowState::Established);
+    settle(&mut a, &mut b, 0);
+    let now = Duration::from_secs(70);
+    b.put(7, 2, FlowState::ClientClosed);
+    a.put(7, 2, FlowState::BackendClosed);
+    b.hear(now, a.say(now));
+    b.free(7);
+    settle(&mut a, &mut b, 710);
+    assert_eq!(a.flow(7), b.flow(7));
+}
+
+#[test]
+fn a_flow_whose_end_crosses_its_beginning_is_not_left_with_one_gateway() {
+    let (mut a, mut b) = (Gateway::new(1, Forward::Nat, 3), Gateway::new(20, Forward::Nat, 3));
+    a.restart();
+    assert!(a.node.session.own() > b.node.session.own(), "the first is to decide");
+    settle(&mut a, &mut b, 0);
+    let now = Duration::from_secs(70);
+    a.put(7, 2, FlowState::Established);
+    b.put(7, 2, FlowState::Established);
+    let (slow, mut fast) = (a.say(now), b.say(now));
+    b.free(7);
+    fast.extend(b.say(now));
+    a.hear(now, fast);
+    a.free(7);
+    b.hear(now, slow);
+    settle(&mut a, &mut b, 710);
     assert_eq!(a.flow(7), b.flow(7));
 }
 
