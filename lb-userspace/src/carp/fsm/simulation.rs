@@ -221,7 +221,7 @@ fn best(world: &World) -> usize {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::cases::cases(300))]
 
     #[test]
     fn one_master_in_the_end_and_no_flapping(
