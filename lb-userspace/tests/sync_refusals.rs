@@ -25,7 +25,7 @@ struct Gateway {
 impl Gateway {
     fn new(key: u8) -> Self {
         let flows = PlainFlows::new(LINES, 4);
-        let places = usize::try_from(flows.table().capacity()).unwrap();
+        let places = flows.table().words().len();
         Self { node: Node::new([key; 32], places, random), flows }
     }
 
@@ -38,16 +38,16 @@ impl Gateway {
         self.node.counts.refused.get(&reason).copied().unwrap_or(0)
     }
 
-    /// What it says first.
-    fn hello(&mut self) -> Vec<u8> {
-        self.node.transmit(Duration::from_secs(1)).unwrap()
+    /// What it says to somebody whom it does not know.
+    fn hello(&mut self, second: u64) -> Vec<u8> {
+        self.node.transmit(Duration::from_secs(second * 10)).expect("it greets again every so often")
     }
 }
 
 #[test]
 fn another_version_is_counted_whatever_it_says_and_no_session_begins() {
     let (mut here, mut there) = (Gateway::new(1), Gateway::new(1));
-    let hello = there.hello();
+    let hello = there.hello(1);
     for (sent, version) in (1..).zip([0, VERSION + 1, 99, u8::MAX]) {
         let mut other = hello.clone();
         other[4] = version;
@@ -64,23 +64,16 @@ fn another_version_is_counted_whatever_it_says_and_no_session_begins() {
 fn another_key_is_counted_and_no_session_begins() {
     let (mut here, mut there) = (Gateway::new(1), Gateway::new(2));
     for sent in 1..=5 {
-        here.receive(&there.hello_again(sent));
+        here.receive(&there.hello(sent));
         assert_eq!(here.refused(Refused::Digest), sent);
     }
     assert_eq!((here.node.session.peer(), here.node.counts.sessions), (None, 0));
 }
 
-impl Gateway {
-    /// A greeting of a later second.
-    fn hello_again(&mut self, second: u64) -> Vec<u8> {
-        self.node.transmit(Duration::from_secs(second * 10)).unwrap()
-    }
-}
-
 #[test]
 fn what_is_cut_or_too_long_is_no_datagram() {
     let (mut here, mut there) = (Gateway::new(1), Gateway::new(1));
-    let hello = there.hello();
+    let hello = there.hello(1);
     for len in 0..hello.len() {
         here.receive(&hello[..len]);
     }

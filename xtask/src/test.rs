@@ -77,12 +77,7 @@ fn setup_stages(workspace: &Workspace, lab: bool, report: &mut Report) -> Option
     found
 }
 
-fn build_stages(
-    workspace: &Workspace,
-    lab: bool,
-    bpf: Option<&Bpf>,
-    report: &mut Report,
-) -> Option<PathBuf> {
+fn build_stages(workspace: &Workspace, lab: bool, bpf: Option<&Bpf>, report: &mut Report) -> Option<PathBuf> {
     let good = report.check("build of the XDP program", || {
         let bpf = bpf.context("not run: there is no toolchain for it")?;
         ebpf::build(workspace, bpf, Variant::Plain).map(drop)

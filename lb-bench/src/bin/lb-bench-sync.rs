@@ -246,7 +246,8 @@ mod memory {
     fn read(what: &str) -> Result<u64> {
         let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
         let line = status.lines().find_map(|line| line.strip_prefix(what));
-        let number = line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse::<u64>().ok());
+        let number =
+            line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse::<u64>().ok());
         Ok(number.with_context(|| format!("/proc/self/status has no {what}"))? * 1024)
     }
 }

@@ -79,7 +79,8 @@ fn read_all(
     let mut done = 0;
     while done < bytes {
         let most = (bytes - done).min(PIECE as u64) as usize;
-        let count = stream.read(&mut buffer[..most]).map_err(|error| format!("after {done} bytes: {error}"))?;
+        let count =
+            stream.read(&mut buffer[..most]).map_err(|error| format!("after {done} bytes: {error}"))?;
         if count == 0 {
             return Err(format!("closed after {done} of {bytes} bytes"));
         }
@@ -276,6 +277,9 @@ impl Transfers {
     }
 }
 
+/// Gives the note of a transfer to whoever has news of it.
+type Change<'a> = &'a dyn Fn(&mut dyn FnMut(&mut Transfer));
+
 /// One transfer from its beginning to its end.
 fn transfer(
     target: SocketAddr,
@@ -283,7 +287,7 @@ fn transfer(
     number: u64,
     bytes: u64,
     speed: u64,
-    change: &dyn Fn(&mut dyn FnMut(&mut Transfer)),
+    change: Change<'_>,
 ) -> Result<(), String> {
     let told = |error: std::io::Error| match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("nothing moved for {PATIENCE:?}"),

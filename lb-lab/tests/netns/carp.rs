@@ -8,8 +8,8 @@ use lb_lab::traffic::{EchoServer, Prober};
 use lb_lab::{Lab, Netns, Plan, Topology, wait_until};
 
 use crate::carp_support::{
-    Gateways, MASTER_DOWN, PASSWORD, SHARED, SLACK, SOUND, Setting, all_rejected, altered, carp, finish, rejected,
-    send, start, with_bit,
+    Gateways, MASTER_DOWN, PASSWORD, SHARED, SLACK, SOUND, Setting, all_rejected, altered, carp, finish,
+    rejected, send, start, with_bit,
 };
 use crate::scale::scale;
 use crate::support::{ECHO, TCP_CHECK, interfaces};

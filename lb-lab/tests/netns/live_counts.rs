@@ -58,7 +58,8 @@ fn live_flows_are_counted_exactly() {
     let shape = Shape { vips: 2, ..Shape::default() };
     let (mut rig, echoes) = Rig::shaped(shape, configure, |_, host| EchoServer::start(host, ECHO).unwrap());
     let pause = Duration::from_millis(300);
-    let open = |rig: &Rig, way| Flows::open(rig.client(), targets(way), scale().held, Dialect::Echo, pause).unwrap();
+    let open =
+        |rig: &Rig, way| Flows::open(rig.client(), targets(way), scale().held, Dialect::Echo, pause).unwrap();
     let (nat, snat) = (open(&rig, NAT), open(&rig, SNAT));
     let mut expected = held(NAT, &nat);
     expected.extend(held(SNAT, &snat));

@@ -170,7 +170,8 @@ impl Pair {
     /// With so many clients; nothing is started.
     pub fn network(wanted: &Wanted, clients: usize) -> Gateways {
         let names = |what: &str, count: usize| (1..=count).map(|n| format!("{what}{n}")).collect();
-        let plan = Plan { clients: names("client", clients), gateways: names("gw", 2), servers: names("mx", 3) };
+        let plan =
+            Plan { clients: names("client", clients), gateways: names("gw", 2), servers: names("mx", 3) };
         Gateways { topology: Topology::build_shaped(Lab::new().unwrap(), &plan, wanted.shape()).unwrap() }
     }
 
@@ -190,7 +191,8 @@ impl Pair {
         let key = key(gateways.lab(), "sync.key", '5');
         let matapa = |number| gateways.matapa(number, &wanted.config(number, &key));
         let (first, second) = (matapa(1), matapa(2));
-        let mut pair = Self { first, second, wanted, key, gateways, serving: (echo, datagrams, bulk, opening) };
+        let mut pair =
+            Self { first, second, wanted, key, gateways, serving: (echo, datagrams, bulk, opening) };
         start(&mut pair.first);
         pair.wait_alone();
         start(&mut pair.second);

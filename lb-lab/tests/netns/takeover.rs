@@ -39,7 +39,12 @@ fn interrupted_for(wanted: Wanted, promised: Duration) {
         let mut times = Vec::new();
         for stream in streams {
             let result = stream.finish().unwrap();
-            assert_eq!(result.servers.len(), 1, "another server answers after the death: {:?}", result.servers);
+            assert_eq!(
+                result.servers.len(),
+                1,
+                "another server answers after the death: {:?}",
+                result.servers
+            );
             assert_eq!(result.doubled, 0, "datagrams were forwarded twice");
             times.push(interruption(&result.lost));
         }
