@@ -25,7 +25,7 @@ struct Gateway {
 impl Gateway {
     fn new(key: u8) -> Self {
         let flows = PlainFlows::new(LINES, 4);
-        let places = flows.table().words().len();
+        let places = usize::try_from(flows.table().capacity()).expect("a small number");
         Self { node: Node::new([key; 32], places, random), flows }
     }
 
