@@ -87,7 +87,7 @@ impl Shadow {
     fn spoken(&mut self, place: usize, origin: u32, flag: u32) {
         if let Some(theirs) = self.theirs.get_mut(origin as usize) {
             *theirs = u32::try_from(place + 1).unwrap_or(0);
-            self.origins[place] = origin + 1 | flag;
+            self.origins[place] = (origin + 1) | flag;
         }
     }
 
