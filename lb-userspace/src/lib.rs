@@ -12,6 +12,8 @@
 
 pub mod api;
 pub mod carp;
+#[cfg(test)]
+mod cases;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -163,8 +163,14 @@ fn every_case_of_the_corpus_holds_while_packets_are_traced() {
     }
 }
 
-/// How many random packets are explained in each world.
+/// How many random packets are explained in each world, at least.
 const EXPLAINED: usize = 1500;
+
+/// A soak (`cargo xtask soak`) takes more packets by this factor.
+fn factor() -> usize {
+    let factor = std::env::var("MATAPA_PACKETS_FACTOR");
+    factor.map_or(1, |factor| factor.parse().expect("MATAPA_PACKETS_FACTOR is a number"))
+}
 
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
@@ -184,7 +190,7 @@ fn random_packets_fare_as_was_explained() {
             let packets = random::packet(world);
             let mut ways = BTreeSet::new();
             let mut failures = Vec::new();
-            for _ in 0..EXPLAINED {
+            for _ in 0..EXPLAINED * factor() {
                 let packet = packets.new_tree(&mut runner).expect("packets can be made").current();
                 let arrives = (world.interfaces[packet.interface].index, &packet.frame[..]);
                 let problems = explain_and_run(arrives, machine, explainer, &mut ways);
@@ -196,11 +202,11 @@ fn random_packets_fare_as_was_explained() {
             failures
         });
         let text = cases::report(&failures);
-        assert!(failures.is_empty(), "{name}: {} of {EXPLAINED} packets differ\n{text}", failures.len());
+        assert!(failures.is_empty(), "{name}: {} of the packets differ\n{text}", failures.len());
     }
 }
 
-/// How many random packets the kernel gets in each world.
+/// How many random packets the kernel gets in each world, at least.
 const PACKETS: usize = 5000;
 
 /// Where loading the program takes long, `MATAPA_ONLY_WORLD` names the one world that more than the plain corpus is run in.
@@ -238,7 +244,7 @@ fn random_packets_fare_alike_in_the_kernel_and_on_the_host() {
             failures.is_empty(),
             "{name}: {} of {} packets differ\n{}",
             failures.len(),
-            PACKETS,
+            PACKETS * factor(),
             cases::report(&failures)
         );
     }
@@ -258,7 +264,7 @@ fn compare(
     let mut failures = Vec::new();
     let mut seen = BTreeMap::<Reason, u64>::new();
     let mut held = in_kernel.dataplane.maps_mut().take_held().expect("nobody else reads it");
-    for _ in 0..PACKETS {
+    for _ in 0..PACKETS * factor() {
         let packet = strategy.new_tree(&mut runner).expect("packets can be made").current();
         let ingress = world.interfaces[packet.interface].index;
         // Which flow of a full line gives way depends on their ages, and the kernel's clock does not wait.
@@ -278,7 +284,7 @@ fn compare(
             }
         }
     }
-    println!("{}: {seen:?}", world.name);
+    println!("{}: {} packets: {seen:?}", world.name, PACKETS * factor());
     // The packets must reach what they are there to try.
     let expected: &[Reason] = match world.name.as_str() {
         "chances" => &[Reason::SecondChance, Reason::RefusalHeld, Reason::LateAnswer],

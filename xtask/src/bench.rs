@@ -23,7 +23,7 @@ pub enum Bench {
 }
 
 /// Where to.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Debug, Default)]
 pub struct SyncOptions {
     /// Also write the figures to this file
     #[arg(long, value_name = "FILE")]

@@ -13,6 +13,7 @@ mod process;
 mod report;
 mod run;
 mod setup;
+mod soak;
 mod test;
 mod toolchain;
 mod vm;
@@ -45,6 +46,8 @@ enum Task {
     Lint,
     /// Run everything: setup, build, lint, host tests, tests in network namespaces (as root), and other kernels
     Test(test::Options),
+    /// Run the long forms of tests: many rounds, large transfers, random packets by the hundred thousand (as root)
+    Soak(soak::Options),
     /// Boot Linux 6.1 and 6.12 in QEMU: load the program there, run its tests, and send traffic through it
     Vm(vm::Options),
     /// Show Matapa at work in a network of namespaces, or run it on this host
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Task::Build(options) => build::command(&workspace, &options),
         Task::Lint => lint::command(&workspace),
         Task::Test(options) => test::command(&workspace, &options),
+        Task::Soak(options) => soak::command(&workspace, &options),
         Task::Vm(options) => vm::command(&workspace, &options),
         Task::Run(options) => run::command(&workspace, options),
         Task::Bench(bench) => bench::command(&workspace, &bench),

@@ -38,8 +38,8 @@ pub struct Options {
 pub fn command(workspace: &Workspace, options: &Options) -> Result<bool> {
     let start = Instant::now();
     let mut report = Report::default();
-    let bpf = setup_stages(workspace, options, &mut report);
-    let binary = build_stages(workspace, options, bpf.as_ref(), &mut report);
+    let bpf = setup_stages(workspace, !options.quick, &mut report);
+    let binary = build_stages(workspace, !options.quick, bpf.as_ref(), &mut report);
     if !options.quick && options.filter.is_none() {
         lint::stages(workspace, bpf.as_ref(), &mut report);
     }
@@ -59,29 +59,30 @@ pub fn command(workspace: &Workspace, options: &Options) -> Result<bool> {
     Ok(report.failed() == 0)
 }
 
-fn setup_stages(workspace: &Workspace, options: &Options, report: &mut Report) -> Option<Bpf> {
+/// Everything that tests need, and the binary; without `lab`, no binary.
+pub fn prepare(workspace: &Workspace, lab: bool, report: &mut Report) -> Option<PathBuf> {
+    let bpf = setup_stages(workspace, lab, report);
+    build_stages(workspace, lab, bpf.as_ref(), report)
+}
+
+fn setup_stages(workspace: &Workspace, lab: bool, report: &mut Report) -> Option<Bpf> {
     let mut found = None;
     report.check("setup of the BPF toolchain", || {
         found = Some(setup::bpf(workspace, Install::Yes)?);
         Ok(())
     });
-    if !options.quick {
+    if lab {
         report.check("setup of the lab", || setup::lab(workspace, Install::Yes));
     }
     found
 }
 
-fn build_stages(
-    workspace: &Workspace,
-    options: &Options,
-    bpf: Option<&Bpf>,
-    report: &mut Report,
-) -> Option<PathBuf> {
+fn build_stages(workspace: &Workspace, lab: bool, bpf: Option<&Bpf>, report: &mut Report) -> Option<PathBuf> {
     let good = report.check("build of the XDP program", || {
         let bpf = bpf.context("not run: there is no toolchain for it")?;
         ebpf::build(workspace, bpf, Variant::Plain).map(drop)
     });
-    if options.quick {
+    if !lab {
         return None;
     }
     report.check("build of the measuring programs", || {

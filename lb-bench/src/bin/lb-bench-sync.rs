@@ -60,6 +60,10 @@ struct Row {
     receiver_cpu_percent: f64,
     bytes: u64,
     resent: u64,
+    /// What both ends together need besides their flow tables, at most, in MiB.
+    memory_mib: f64,
+    /// The same for each place of the tables, in bytes.
+    memory_per_place: f64,
 }
 
 impl fmt::Display for Row {
@@ -67,7 +71,7 @@ impl fmt::Display for Row {
         let lag = |lag: Option<f64>| lag.map_or_else(|| "-".to_owned(), |lag| format!("{lag:.1}"));
         write!(
             f,
-            "{:<24} {:>9} {:>10.0} {:>9} {:>9} {:>8.1} {:>8.1} {:>8}",
+            "{:<24} {:>9} {:>10.0} {:>9} {:>9} {:>8.1} {:>8.1} {:>8} {:>10.1} {:>11.1}",
             self.case,
             self.flows,
             self.flows_per_second,
@@ -75,7 +79,9 @@ impl fmt::Display for Row {
             lag(self.lag_p99),
             self.sender_cpu_percent,
             self.receiver_cpu_percent,
-            self.resent
+            self.resent,
+            self.memory_mib,
+            self.memory_per_place
         )
     }
 }
@@ -94,8 +100,17 @@ fn bench(arguments: &Arguments) -> Result<()> {
     let seconds = if arguments.quick { 2 } else { 8 };
     let whole = if arguments.quick { 100_000 } else { 1_000_000 };
     println!(
-        "{:<24} {:>9} {:>10} {:>9} {:>9} {:>8} {:>8} {:>8}",
-        "case", "flows", "flows/s", "lag p50", "lag p99", "send %", "recv %", "resent"
+        "{:<24} {:>9} {:>10} {:>9} {:>9} {:>8} {:>8} {:>8} {:>10} {:>11}",
+        "case",
+        "flows",
+        "flows/s",
+        "lag p50",
+        "lag p99",
+        "send %",
+        "recv %",
+        "resent",
+        "memory MiB",
+        "bytes/place"
     );
     let mut rows = Vec::new();
     for (case, rate, flows) in [
@@ -212,6 +227,31 @@ fn end(
     Ok((Duration::from(cpu), node.counts.bytes_sent, node.session.resent))
 }
 
+/// What this process has in memory, as the kernel counts it.
+mod memory {
+    use anyhow::{Context as _, Result};
+
+    /// Lets the kernel look for the most from now on; says what there is now, in bytes.
+    pub fn begin() -> Result<u64> {
+        // proc(5): 5 resets the peak.
+        std::fs::write("/proc/self/clear_refs", "5").context("cannot reset the peak of memory")?;
+        read("VmRSS:")
+    }
+
+    /// The most since then.
+    pub fn most() -> Result<u64> {
+        read("VmHWM:")
+    }
+
+    fn read(what: &str) -> Result<u64> {
+        let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(what));
+        let number =
+            line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse::<u64>().ok());
+        Ok(number.with_context(|| format!("/proc/self/status has no {what}"))? * 1024)
+    }
+}
+
 fn rand_number() -> u64 {
     use std::hash::{BuildHasher as _, Hasher as _};
     std::collections::hash_map::RandomState::new().build_hasher().finish()
@@ -231,6 +271,10 @@ fn measure(case: String, rate: Option<u64>, count: u64) -> Result<Row> {
     if rate.is_none() {
         made = (0..count).filter_map(|number| put(&a, lines, number)).count() as u64;
     }
+    // All pages of the tables are there now, and count no more.
+    a.touch();
+    b.touch();
+    let before = memory::begin()?;
     let stop = Arc::new(AtomicBool::new(false));
     let (received, nothing) = (Arc::new(AtomicU64::new(0)), AtomicU64::new(0));
     std::thread::scope(|scope| -> Result<Row> {
@@ -283,6 +327,7 @@ fn measure(case: String, rate: Option<u64>, count: u64) -> Result<Row> {
         lags.sort_by(f64::total_cmp);
         let quantile =
             |share: usize| lags.get((lags.len() * share / 100).min(lags.len().saturating_sub(1))).copied();
+        let memory = memory::most()?.saturating_sub(before) as f64;
         let percent = |cpu: Duration| cpu.as_secs_f64() / elapsed.as_secs_f64() * 100.0;
         Ok(Row {
             case,
@@ -295,6 +340,8 @@ fn measure(case: String, rate: Option<u64>, count: u64) -> Result<Row> {
             receiver_cpu_percent: percent(receiver.0),
             bytes: sender.1,
             resent: sender.2,
+            memory_mib: memory / f64::from(1 << 20),
+            memory_per_place: memory / (2.0 * a.table().capacity() as f64),
         })
     })
 }

@@ -114,6 +114,38 @@ impl Gateway {
         self.switch.ip(&self.ports().map(|port| format!("link set {port} {state}\n")).collect::<String>())
     }
 
+    /// Cuts one of its cables in the middle: its interface still has a link.
+    ///
+    /// # Errors
+    /// When the link cannot be set.
+    pub fn cut(&self, device: &str) -> Result<()> {
+        self.switch.ip(&format!("link set {}-{device} nomaster\n", self.name))
+    }
+
+    /// Undoes [`Gateway::cut`].
+    ///
+    /// # Errors
+    /// When the link cannot be set.
+    pub fn mend(&self, device: &str) -> Result<()> {
+        self.mend_on(device, device)
+    }
+
+    /// As [`Gateway::mend`], with the cable's end on another bridge.
+    ///
+    /// # Errors
+    /// When the link cannot be set.
+    pub fn mend_on(&self, device: &str, bridge: &str) -> Result<()> {
+        let port = format!("{}-{device}", self.name);
+        self.switch.ip(&format!("link set {port} master {bridge}\n{}", self.filter(&port)))
+    }
+
+    /// A real interface takes frames to its own addresses only. Here the switch must not send it others: where it does
+    /// not know a dead gateway's any more, it would send its frames to every port, and XDP on the other gateway would
+    /// forward them.
+    pub(super) fn filter(&self, port: &str) -> String {
+        if self.single { String::new() } else { format!("link set {port} type bridge_slave flood off\n") }
+    }
+
     /// Forgets every neighbour, so that the next packet to each finds none.
     ///
     /// # Errors

@@ -251,6 +251,7 @@ impl Topology {
             let device = segment.name();
             let port = format!("{name}-{device}");
             self.cable(netns, device, &port, segment, 251 + number)?;
+            self.switch.ip(&gateway.filter(&port))?;
             let (v4, v6) = (segment.v4(own), segment.v6(own));
             netns.ip(&format!("addr add {v4}/24 dev {device}\naddr add {v6}/64 dev {device} nodad\n"))?;
             // Frames that XDP sends are dropped unless the other end polls, which GRO makes it do...

@@ -10,8 +10,10 @@ pub mod path;
 pub mod prober;
 pub mod raw;
 pub mod smtp;
+pub mod transfers;
 pub mod udp;
 
 pub use echo::EchoServer;
 pub use flows::{Dialect, Flows};
 pub use prober::Prober;
+pub use transfers::{TransferServer, Transfers};

@@ -12,8 +12,6 @@ use serde_json::Value;
 
 use crate::support::binary;
 
-/// How often what can go wrong by chance is repeated. 20 is a soak.
-pub const ROUNDS: usize = 1;
 /// With advbase 1 and advskew 0.
 pub const MASTER_DOWN: Duration = Duration::from_secs(3);
 /// For processes to start and be scheduled on a busy machine; nothing of the protocol.
@@ -115,12 +113,12 @@ impl Gateways {
 
     /// Cuts a gateway's cable to the clients in the middle: its interface still has a link.
     pub fn part(&self, number: usize) {
-        self.topology.switch.ip(&format!("link set gw{number}-ext nomaster\n")).unwrap();
+        self.gateway(number).cut("ext").unwrap();
     }
 
     /// Undoes [`Gateways::part`].
     pub fn heal(&self, number: usize) {
-        self.topology.switch.ip(&format!("link set gw{number}-ext master ext\n")).unwrap();
+        self.gateway(number).mend("ext").unwrap();
     }
 
     /// Gateways that have the address now.
@@ -143,6 +141,15 @@ impl Gateways {
         })
         .unwrap_or_else(|error| panic!("{error:#}; masters are {last:?}"));
         start.elapsed()
+    }
+
+    /// For so long nobody else has the shared address, and this gateway does not lose it.
+    pub fn stays_master(&self, number: usize, time: Duration) {
+        let start = Instant::now();
+        while start.elapsed() < time {
+            assert_eq!(self.masters(SHARED.into()), [number], "after {:?}", start.elapsed());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// What the client has learned of an address.
@@ -181,6 +188,12 @@ pub fn rejected(matapa: &Matapa, reason: &str) -> u64 {
     carp(matapa)["rejected"][reason]["value"].as_u64().unwrap()
 }
 
+/// Of all reasons.
+pub fn all_rejected(matapa: &Matapa) -> u64 {
+    let reasons = carp(matapa)["rejected"].clone();
+    reasons.as_object().unwrap().values().map(|counter| counter["value"].as_u64().unwrap()).sum()
+}
+
 /// Stops the daemon and takes its maps away.
 pub fn finish(mut matapa: Matapa) {
     matapa.stop().unwrap_or_else(|error| panic!("{error:#}\n{}", matapa.log()));
@@ -204,6 +217,17 @@ pub fn altered(changes: &[(usize, u8)]) -> Vec<u8> {
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
     bytes[6..8].copy_from_slice(&(!sum).to_be_bytes());
+    bytes
+}
+
+/// [`SOUND`] with one bit turned, the lowest of the first byte being number 0; and the checksum made right again or not.
+pub fn with_bit(bit: usize, summed: bool) -> Vec<u8> {
+    let (at, value) = (bit / 8, SOUND[bit / 8] ^ (1 << (bit % 8)));
+    if summed {
+        return altered(&[(at, value)]);
+    }
+    let mut bytes = SOUND.to_vec();
+    bytes[at] = value;
     bytes
 }
 

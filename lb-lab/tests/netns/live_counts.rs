@@ -7,9 +7,8 @@ use lb_lab::traffic::{Dialect, EchoServer, Flows};
 use lb_lab::{Shape, wait_until};
 
 use crate::modes::{ALL, NAT, SNAT, Way};
+use crate::scale::scale;
 use crate::support::{ECHO, Rig, assert_prompt};
-
-const FLOWS: usize = 60;
 
 fn targets(way: Way) -> Vec<std::net::SocketAddr> {
     [false, true].map(|v6| way.target(v6, ECHO)).to_vec()
@@ -59,7 +58,8 @@ fn live_flows_are_counted_exactly() {
     let shape = Shape { vips: 2, ..Shape::default() };
     let (mut rig, echoes) = Rig::shaped(shape, configure, |_, host| EchoServer::start(host, ECHO).unwrap());
     let pause = Duration::from_millis(300);
-    let open = |rig: &Rig, way| Flows::open(rig.client(), targets(way), FLOWS, Dialect::Echo, pause).unwrap();
+    let open =
+        |rig: &Rig, way| Flows::open(rig.client(), targets(way), scale().held, Dialect::Echo, pause).unwrap();
     let (nat, snat) = (open(&rig, NAT), open(&rig, SNAT));
     let mut expected = held(NAT, &nat);
     expected.extend(held(SNAT, &snat));

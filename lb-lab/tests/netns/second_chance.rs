@@ -1,4 +1,4 @@
-//! A thousand connections while one of two servers is dead and no check tells: none fails, and none waits
+//! A thousand connections (more in a soak) while one of two servers is dead and no check tells: none fails, and none waits
 //! longer than one retransmission.
 
 use std::time::Duration;
@@ -8,15 +8,14 @@ use lb_lab::traffic::prober::{Attempt, Prober};
 use lb_lab::{Netns, Shape};
 
 use crate::modes::{ALL, NAT, SNAT, Way};
+use crate::scale::scale;
 use crate::support::{ECHO, ONE_RETRANSMISSION, Rig, servers};
 
-const CONNECTIONS: usize = 1000;
-
 /// So many connections over IPv4 and IPv6, one every two milliseconds.
-fn thousand(netns: &Netns, way: Way) -> Vec<Attempt> {
+fn connections(netns: &Netns, way: Way) -> Vec<Attempt> {
     let targets = [false, true].map(|v6| way.target(v6, ECHO)).to_vec();
     let prober = Prober::start(netns, targets, Duration::from_millis(2), Duration::from_secs(8)).unwrap();
-    while prober.attempts().len() < CONNECTIONS {
+    while prober.attempts().len() < scale().attempts {
         std::thread::sleep(Duration::from_millis(20));
     }
     prober.finish().unwrap()
@@ -24,7 +23,7 @@ fn thousand(netns: &Netns, way: Way) -> Vec<Attempt> {
 
 fn check(rig: &Rig, what: &str) {
     for way in [NAT, SNAT] {
-        let attempts = thousand(rig.client(), way);
+        let attempts = connections(rig.client(), way);
         let bad: Vec<_> = attempts.iter().filter(|attempt| !attempt.prompt(ONE_RETRANSMISSION)).collect();
         assert!(
             bad.is_empty(),

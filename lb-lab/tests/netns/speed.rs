@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use lb_lab::matapa::types::EventKind;
 use lb_lab::topology::VIP_V4;
 
+use crate::scale::scale;
 use crate::support::{ECHO, Rig, interfaces};
 
 const ADDRESSES: u8 = 100;
 const FIRST: u8 = 101;
-const TRANSITIONS: u8 = 5;
 /// Microseconds.
 const LIMIT: u64 = 5000;
 
@@ -51,7 +51,7 @@ fn transitions(backends: u8) -> Vec<u64> {
     let monitor = rig.matapa.monitor().unwrap();
     std::thread::sleep(Duration::from_millis(300));
     let mut took = Vec::new();
-    for number in (0..TRANSITIONS).map(|turn| FIRST + turn % backends) {
+    for number in (0..scale().transitions).map(|turn| FIRST + turn % backends) {
         for (action, health) in [("del", "down"), ("add", "up")] {
             let start = Instant::now();
             netns.ip(&format!("addr {action} 198.51.100.{number}/24 dev eth0\n")).unwrap();

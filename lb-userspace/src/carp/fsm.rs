@@ -9,6 +9,9 @@
 //! - *Demotion.* Sent in OpenBSD's field and, since the others ignore that, as an advskew of 240 and more too.
 //! - *Ties.* Between two masters with equal timing the one whose source address is lower by ucarp's comparison stays. A
 //!   BSD peer yields to any equal advertisement, so it yields to this one.
+//! - *Giving way.* A master that gives way to a better one says so in one last advertisement, as ucarp does: the better one
+//!   need not have heard it before, and announces the addresses again. A backup does not take over from somebody while it
+//!   knows of one better than itself.
 //! - *Families.* Any advertisement of a vhid with addresses of both families keeps its master alive: a timer for each
 //!   family, as the BSDs have, would change masters every three seconds where one family is blocked.
 
@@ -224,6 +227,9 @@ pub enum Action {
     },
     /// Tell the neighbours where the addresses are: gratuitous ARP, unsolicited neighbour advertisement.
     Announce,
+    /// Send it as [`Action::Advertise`], but where the addresses have a MAC address of their own: neighbours know no other
+    /// then, and a switch would learn of it here once more.
+    GiveWay(Advertisement),
 }
 
 /// One vhid's state.
@@ -243,6 +249,8 @@ pub struct Machine {
     last_reassert: Option<Time>,
     /// Backup: since when there has been a master that could be preempted.
     preemptible_since: Option<Time>,
+    /// Backup: the last one heard that is better than this node, and when.
+    better: Option<(IpAddr, Time)>,
 }
 
 impl Machine {
@@ -260,6 +268,7 @@ impl Machine {
             announce: None,
             last_reassert: None,
             preemptible_since: None,
+            better: None,
         }
     }
 
@@ -424,6 +433,14 @@ impl Machine {
             return self.become_master(now, Reason::BowOut(source));
         }
         let (ours, our_demotion) = (self.timing(), self.demotion());
+        let (mine, theirs_is) = ((our_demotion, ours.interval()), (their_demotion, theirs.interval()));
+        match self.better {
+            // When a network grows together again, a worse master is heard that is about to give way.
+            Some((best, at)) if theirs_is > mine && best != source && now < at + self.master_down() => {
+                return Vec::new();
+            }
+            _ => self.better = (theirs_is < mine).then_some((source, now)),
+        }
         if their_demotion > our_demotion {
             return self.become_master(now, Reason::MoreDemoted(source, their_demotion));
         }
@@ -450,12 +467,12 @@ impl Machine {
             let speed = self.timing().interval().cmp(&theirs.interval());
             match their_demotion.cmp(&self.demotion()) {
                 Ordering::Less => {
-                    return self.become_backup(now, Reason::LessDemoted(source, their_demotion));
+                    return self.give_way(now, Reason::LessDemoted(source, their_demotion), source);
                 }
                 Ordering::Equal => match speed {
-                    Ordering::Greater => return self.become_backup(now, Reason::Faster(source, theirs)),
+                    Ordering::Greater => return self.give_way(now, Reason::Faster(source, theirs), source),
                     Ordering::Equal if heard.breaks_ties && yields_tie(heard) => {
-                        return self.become_backup(now, Reason::Tie(source));
+                        return self.give_way(now, Reason::Tie(source), source);
                     }
                     Ordering::Equal if !heard.breaks_ties => return Vec::new(),
                     Ordering::Equal | Ordering::Less => {}
@@ -464,6 +481,21 @@ impl Machine {
             }
         }
         self.reassert(now)
+    }
+
+    /// A better master was heard, which may not have heard this one: it must learn of it to announce the addresses again.
+    fn give_way(&mut self, now: Time, reason: Reason, to: IpAddr) -> Vec<Action> {
+        let mut timing = self.timing();
+        if matches!(reason, Reason::Tie(_)) {
+            // A BSD would give way as well to one that is as fast.
+            timing.skew = timing.skew.saturating_add(1);
+        }
+        let last = Action::GiveWay(Advertisement { timing, demotion: self.demotion() });
+        let mut actions = self.become_backup(now, reason);
+        self.better = Some((to, now));
+        // When the addresses are gone, so that nothing is answered any more after the others have been told.
+        actions.push(last);
+        actions
     }
 
     /// Another, worse master was heard, which may have announced the addresses as its own.
@@ -544,6 +576,7 @@ impl Machine {
         self.announce = None;
         self.last_reassert = None;
         self.preemptible_since = None;
+        self.better = None;
         self.adopting = false;
         std::mem::replace(&mut self.state, state)
     }

@@ -434,6 +434,11 @@ impl Engine {
                 Action::Advertise(advertisement) => self.advertise(index, advertisement),
                 Action::Changed { from, to, reason } => self.changed(index, from, to, reason).await,
                 Action::Announce => self.announce(index),
+                Action::GiveWay(advertisement) => {
+                    if self.vhids[index].virtual_mac().is_none() {
+                        self.advertise(index, advertisement);
+                    }
+                }
             }
         }
     }

@@ -169,7 +169,7 @@ fn used(memory: &Memory) -> (usize, usize, usize) {
 
 proptest! {
     // Tables are of full size, and building one takes a while without optimisation.
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(crate::cases::cases(24))]
 
     #[test]
     fn the_maps_forget_every_configuration_but_the_last(

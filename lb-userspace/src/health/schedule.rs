@@ -370,7 +370,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(crate::cases::cases(64))]
 
         /// With checks that take less than the interval and a clock looked at now and then: every target is
         /// started once per interval, give or take the jitter and how late the look was; it never runs twice

@@ -378,7 +378,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(crate::cases::cases(200))]
 
         /// Over a network that loses, repeats and swaps, each batch comes once and in order.
         #[test]

@@ -430,6 +430,13 @@ impl PlainFlows {
         }
     }
 
+    /// Lets all of its memory be there, as it is in a kernel's maps.
+    pub fn touch(&self) {
+        for word in self.0.0.iter().chain(&self.0.1) {
+            word.fetch_or(0, Ordering::Relaxed);
+        }
+    }
+
     /// The word at a place.
     #[must_use]
     pub fn word(&self, place: usize) -> FlowWord {

@@ -158,6 +158,13 @@ fn what_a_master_makes_of_an_advertisement() {
         if yields {
             assert_eq!(machine.state(), State::Backup, "{case}");
             assert_eq!(advertised(&actions), []);
+            // The better one may not have heard it, and must announce the addresses again.
+            assert!(
+                matches!(&actions[..], [Action::Changed { .. }, Action::GiveWay(last)]
+                    if (last.timing, last.demotion) == (machine.timing(), machine.demotion())
+                        || source == low && last.timing > machine.timing()),
+                "{case}: {actions:?}"
+            );
             assert_eq!(machine.next_deadline(), Some(now + machine.master_down()));
         } else {
             assert_eq!(machine.state(), State::Master, "{case}");
@@ -384,4 +391,23 @@ fn reasons_read_as_sentences() {
         Reason::Preempted(source, timing).to_string(),
         "preempts the slower master 192.0.2.2 (advbase 1 advskew 100)"
     );
+}
+
+#[test]
+fn a_worse_master_that_is_about_to_give_way_is_left_alone() {
+    // A network grows together again: this backup of the better half hears the other half's master.
+    for (skew, demotion) in [(200, 0), (50, 3)] {
+        let other: IpAddr = [192, 0, 2, 77].into();
+        let worse = Heard { source: other, ..heard(1, skew, demotion) };
+        let mut machine = backup(settings(1, 100, true));
+        machine.on_packet(SECOND, &heard(1, 0, 0));
+        assert_eq!(machine.on_packet(SECOND * 3 / 2, &worse), []);
+        assert_eq!(machine.next_deadline(), Some(SECOND + machine.master_down()), "it is no sign of life");
+        // The better one itself has become worse, or has not been heard for long.
+        let mut same = machine.clone();
+        same.on_packet(SECOND * 2, &heard(1, skew, demotion));
+        assert_eq!(same.state(), State::Master);
+        machine.on_packet(SECOND + machine.master_down(), &worse);
+        assert_eq!(machine.state(), State::Master);
+    }
 }

@@ -357,7 +357,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::cases::cases(150))]
 
     /// Whatever happens on both sides and in between, the tables are one in the end.
     #[test]
