@@ -48,7 +48,7 @@ pub enum Op {
 /// that could be confused with its own.
 pub fn plan(actual: &Image, desired: &Image) -> Vec<Op> {
     let Backends { records, going_down } = backends(actual, desired);
-    let Listeners { records: listeners, tables, shrinking } = listeners(actual, desired);
+    let Listeners { records: listeners, growing, tables, shrinking } = listeners(actual, desired);
     [
         surroundings(actual, desired),
         records,
@@ -56,6 +56,7 @@ pub fn plan(actual: &Image, desired: &Image) -> Vec<Op> {
         added_endpoints(actual, desired, Side::Backend),
         added_siblings(actual, desired),
         listeners,
+        growing,
         tables,
         links(actual, desired, Side::Vip),
         added_endpoints(actual, desired, Side::Vip),
@@ -134,6 +135,9 @@ fn backends(actual: &Image, desired: &Image) -> Backends {
 
 struct Listeners {
     records: Vec<Op>,
+    /// Of those that take ports over while they have no servers: first they get those, whose replies may lead to other
+    /// listeners' records.
+    growing: Vec<Op>,
     tables: Vec<Op>,
     /// Records of those that give up ports, which others may have taken over by then, and then their tables: until
     /// then, what is for those ports goes to the servers that there were.
@@ -141,26 +145,30 @@ struct Listeners {
 }
 
 fn listeners(actual: &Image, desired: &Image) -> Listeners {
-    let (mut records, mut tables, mut shrinking) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut records, mut growing, mut tables, mut shrinking) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (&id, new) in &desired.listeners {
         match kept_listener(actual, desired, id) {
             Some(old) => {
                 let unchanged = ListenerEntry { table: old.table.clone(), next: old.next, ..new.clone() };
-                let place = match new.listen.last_port.cmp(&old.listen.last_port) {
-                    Ordering::Less => {
-                        // By then its chain is linked.
-                        shrinking.push(Op::PutListener(id, new.clone()));
-                        &mut shrinking
-                    }
-                    // What takes over ports while it has no servers gets those first.
-                    Ordering::Greater if old.table.members.is_empty() => &mut records,
-                    Ordering::Equal | Ordering::Greater => &mut tables,
+                let change = new.listen.last_port.cmp(&old.listen.last_port);
+                let record = match change {
+                    // By then its chain is linked.
+                    Ordering::Less => Some(new.clone()),
+                    _ if *old == unchanged => None,
+                    _ => Some(ListenerEntry { next: old.next, ..new.clone() }),
                 };
-                if old.table != new.table {
-                    place.push(Op::PutTable(id, new.table.clone()));
-                }
-                if *old != unchanged && new.listen.last_port >= old.listen.last_port {
-                    records.push(Op::PutListener(id, ListenerEntry { next: old.next, ..new.clone() }));
+                let record = record.map(|entry| Op::PutListener(id, entry));
+                let table = (old.table != new.table).then(|| Op::PutTable(id, new.table.clone()));
+                match change {
+                    Ordering::Less => shrinking.extend(record.into_iter().chain(table)),
+                    Ordering::Greater if old.table.members.is_empty() => {
+                        growing.extend(table.into_iter().chain(record));
+                    }
+                    Ordering::Equal | Ordering::Greater => {
+                        records.extend(record);
+                        tables.extend(table);
+                    }
                 }
             }
             None => {
@@ -171,7 +179,7 @@ fn listeners(actual: &Image, desired: &Image) -> Listeners {
             }
         }
     }
-    Listeners { records, tables, shrinking }
+    Listeners { records, growing, tables, shrinking }
 }
 
 /// Changes in the chains of one side. What stays in a chain stays in its order there, and what is new comes last, as

@@ -362,3 +362,31 @@ fn a_full_chain_is_replaced_by_another_full_chain() {
         assert_eq!(seen, b);
     }
 }
+
+#[test]
+fn replies_to_a_range_that_grows_are_not_nobodys() {
+    let address = IpAddr::from([198, 51, 100, 11]);
+    let range = |last_port| Listen { port: 8000, last_port, ..listens().next().expect("one") };
+    let backend = |listener| BackendEntry { reverse: true, ..server(listener, address) };
+    let a = Image {
+        features: Features::RANGES,
+        listeners: [(1, listener(range(8049), []))].into(),
+        endpoints: [(range(8049).endpoint(), 1), (Endpoint::echo(range(8049).address), 1)].into(),
+        ..Image::default()
+    };
+    // One server behind the grown range and behind a new VIP, whose number is the higher one.
+    let single = listens().next().expect("one");
+    let b = Image {
+        listeners: [(1, listener(range(8100), [1])), (2, listener(single, [2]))].into(),
+        backends: [(1, backend(1)), (2, backend(2))].into(),
+        endpoints: [
+            (range(8100).endpoint(), 1),
+            (single.endpoint(), 2),
+            (Endpoint::echo(single.address), 1),
+            (Endpoint::new(Side::Backend, address, 25, Protocol::Tcp), 2),
+        ]
+        .into(),
+        ..a.clone()
+    };
+    check(&a, &b);
+}
