@@ -485,16 +485,15 @@ impl Machine {
 
     /// A better master was heard, which may not have heard this one: it must learn of it to announce the addresses again.
     fn give_way(&mut self, now: Time, reason: Reason, to: IpAddr) -> Vec<Action> {
-        let mut timing = self.timing();
-        if matches!(reason, Reason::Tie(_)) {
-            // A BSD would give way as well to one that is as fast.
-            timing.skew = timing.skew.saturating_add(1);
-        }
-        let last = Action::GiveWay(Advertisement { timing, demotion: self.demotion() });
+        let last = Action::GiveWay(Advertisement { timing: self.timing(), demotion: self.demotion() });
+        let tie = matches!(reason, Reason::Tie(_));
         let mut actions = self.become_backup(now, reason);
         self.better = Some((to, now));
-        // When the addresses are gone, so that nothing is answered any more after the others have been told.
-        actions.push(last);
+        // A BSD that is as fast would give way as well; and one a little slower would be preempted by a third that is.
+        if !tie {
+            // When the addresses are gone, so that nothing is answered any more after the others have been told.
+            actions.push(last);
+        }
         actions
     }
 

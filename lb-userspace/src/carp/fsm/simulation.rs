@@ -240,18 +240,22 @@ proptest! {
         prop_assert!(longest < 2200 * SECOND / 1000, "two masters for {longest:?}: {:?}", world.changes.iter().filter(|c| c.1 > 38 * SECOND).collect::<Vec<_>>());
         let before = world.changes.len();
         let longest = world.run(calm(160 * SECOND));
-        prop_assert_eq!(longest, Duration::ZERO);
+        let late = || world.changes.iter().filter(|change| change.1 > 38 * SECOND).collect::<Vec<_>>();
+        prop_assert_eq!(longest, Duration::ZERO, "two masters: {:?}", late());
         prop_assert_eq!(world.changes.len(), before, "{:?}", &world.changes[before..]);
         let masters = world.masters();
         prop_assert_eq!(masters.len(), 1);
         // Whoever else has announced the addresses since packets are lost no more, neighbours have heard of the master
-        // after that.
-        let others = (0..plans.len()).filter(|n| *n != masters[0]);
-        let last = others.map(|n| world.announced[n]).max().unwrap();
-        prop_assert!(
-            world.announced[masters[0]] >= last || last < 20 * SECOND,
-            "{} at {:?}, another at {last:?}: {:?}", masters[0], world.announced[masters[0]], world.changes
-        );
+        // after that; unless another one is its equal, which gives way and says nothing.
+        let rank = |n: usize| (world.nodes[n].machine.demotion(), world.nodes[n].machine.timing());
+        let others = || (0..plans.len()).filter(|n| *n != masters[0]);
+        if others().all(|n| rank(n) != rank(masters[0])) {
+            let last = others().map(|n| world.announced[n]).max().unwrap_or_default();
+            prop_assert!(
+                world.announced[masters[0]] >= last || last < 20 * SECOND,
+                "{} at {:?}, another at {last:?}: {:?}", masters[0], world.announced[masters[0]], world.changes
+            );
+        }
         // No demoted master beside a node that is less so; with preempt everywhere it is the best of all.
         let least = world.nodes.iter().map(|node| node.machine.demotion()).min().unwrap();
         prop_assert_eq!(world.nodes[masters[0]].machine.demotion(), least);
