@@ -21,17 +21,12 @@ const CONNECTIONS: usize = 40;
 const SNAT: &str = "198.51.100.5";
 
 fn sync(matapa: &Matapa) -> Value {
-    let text = matapa.cli(&["show", "sync", "--json"]).unwrap().expect("matapa show sync").unwrap();
-    serde_json::from_str(&text).unwrap()
+    matapa.show("sync").unwrap()
 }
 
 /// A file with a key in the lab's directory.
 fn key(lab: &Arc<Lab>, name: &str, digit: char) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt as _;
-    let path = lab.directory().join(name);
-    std::fs::write(&path, digit.to_string().repeat(64)).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    path
+    lab.secret(name, &digit.to_string().repeat(64)).unwrap()
 }
 
 /// The configuration of gateway `number` of two, which prefers the first.
@@ -60,9 +55,7 @@ fn config(number: u8, forward: &str, one_armed: bool, key: &std::path::Path) -> 
 }
 
 fn build(shape: Shape) -> Gateways {
-    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-    let plan = Plan { gateways: names(&["gw1", "gw2"]), servers: names(&["mx1", "mx2"]), ..Plan::default() };
-    Gateways { topology: Topology::build_shaped(Lab::new().unwrap(), &plan, shape).unwrap() }
+    Gateways { topology: Topology::build_shaped(Lab::new().unwrap(), &Plan::pair(), shape).unwrap() }
 }
 
 fn wait_synchronised(matapa: &Matapa) {
