@@ -202,6 +202,17 @@ impl Matapa {
         self.process.as_mut().map_or(Ok(()), Process::kill)
     }
 
+    /// `kill -9`, and `work` before its end is waited for.
+    ///
+    /// # Errors
+    /// When it is not running, and those of `work`.
+    pub fn kill_and(&mut self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let process = self.process.as_mut().context("the daemon was not started")?;
+        process.signal(libc::SIGKILL)?;
+        work()?;
+        process.kill()
+    }
+
     /// SIGHUP: the daemon applies its configuration file again, and tells its log how that went.
     ///
     /// # Errors

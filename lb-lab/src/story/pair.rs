@@ -86,13 +86,24 @@ impl Station {
         Ok(())
     }
 
-    /// Every process ends by `kill -9`, all cables are dead, and what was in memory is gone. Until the cables are
-    /// down the program still forwards, but nobody can tell the other gateway anything.
-    pub fn lose_power(&mut self, gateway: &Gateway) -> Result<()> {
-        self.matapa.kill()?;
-        gateway.unplug()?;
+    /// Every process ends by `kill -9`, all cables are dead, and what was in memory is gone. Returns how long it
+    /// took until the cables were dead: until then the program still forwards, but nobody can tell the other
+    /// gateway anything.
+    pub fn lose_power(&mut self, gateway: &Gateway) -> Result<Duration> {
+        let (start, mut dead) = (Instant::now(), Duration::ZERO);
+        self.matapa.kill_and(|| {
+            gateway.unplug()?;
+            dead = start.elapsed();
+            Ok(())
+        })?;
         self.monitor.kill()?;
-        self.matapa.detach()
+        self.matapa.detach()?;
+        Ok(dead)
+    }
+
+    /// Packets of all services that it has forwarded, in both directions.
+    pub fn forwarded(&self) -> Result<u64> {
+        Ok(self.matapa.status()?.services.iter().map(|service| service.packets).sum())
     }
 
     pub fn wait_healthy(&self) -> Result<()> {

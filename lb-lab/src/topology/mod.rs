@@ -254,6 +254,15 @@ impl Topology {
         self.lab.finish(&self.switch, command, SETUP_LIMIT)?.expect("ip link set xdpdrv").map(drop)
     }
 
+    /// The switch sends to `port` no frame for another MAC address than `mac` and those that spoke there, even when
+    /// it does not know where else to send it. A network card would not take it; a veth does, and so a gateway
+    /// would forward in place of one that has just died.
+    fn filter(&self, port: &str, mac: &str) -> Result<()> {
+        self.switch.ip(&format!("link set {port} type bridge_slave flood off\n"))?;
+        let args = ["fdb", "replace", mac, "dev", port, "master", "static"];
+        self.run(&self.switch, "bridge", &args, SETUP_LIMIT)?.expect("bridge fdb replace").map(drop)
+    }
+
     fn gateway(&self, name: &str, number: u8, plan: &Plan) -> Result<Gateway> {
         let netns = self.lab.netns(name)?;
         quiet_addresses(&netns)?;
@@ -287,6 +296,9 @@ impl Topology {
                 &port,
                 &["tx-vlan-hw-insert", "off", "tx-vlan-stag-hw-insert", "off"],
             )?;
+            if !single {
+                self.filter(&port, &mac(segment, 251 + number))?;
+            }
         }
         if gateway.sync_cable {
             let (device, own) = (Segment::Sync.name(), 1 + number);
@@ -377,10 +389,10 @@ impl Topology {
     /// A veth pair: `device` in `netns`, `port` on the segment's bridge.
     fn cable(&self, netns: &Netns, device: &str, port: &str, segment: Segment, host: u8) -> Result<()> {
         let (name, bridge, side) = (netns.name(), segment.name(), segment.byte());
-        let mtu = self.shape.mtu;
+        let (mtu, mac) = (self.shape.mtu, mac(segment, host));
         self.switch.ip(&format!(
             "link add {port} address 02:00:00:ff:{side:02x}:{host:02x} mtu {mtu} type veth \
-             peer name {device} address 02:00:00:00:{side:02x}:{host:02x} netns {name}\n\
+             peer name {device} address {mac} netns {name}\n\
              link set {port} master {bridge}\n\
              link set {port} up\n"
         ))?;
@@ -424,6 +436,11 @@ impl Topology {
         command.args(args);
         self.lab.finish(netns, command, limit)
     }
+}
+
+/// Of machine `host` on a segment.
+fn mac(segment: Segment, host: u8) -> String {
+    format!("02:00:00:00:{:02x}:{host:02x}", segment.byte())
 }
 
 /// Addresses are usable at once, and no router is looked for.
