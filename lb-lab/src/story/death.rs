@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Result;
 
 use super::report::{millis, time};
-use super::stage::{Load, PROMPT, Stage, describe, run_for, since, slowest};
+use super::stage::{Load, ONE_RETRANSMISSION, PROMPT, Stage, describe, run_for, since, slowest};
 use crate::process::wait_until;
 use crate::traffic::flows::Flow;
 use crate::traffic::prober::{Attempt, Failure};
@@ -13,8 +13,6 @@ use crate::traffic::smtp::balance;
 
 const FLOWS: usize = 40;
 const DETECTION_LIMIT: Duration = Duration::from_secs(10);
-/// The initial retransmission timeout of TCP is a second; the rest is the second server's answer.
-const ONE_RETRANSMISSION: Duration = Duration::from_millis(1600);
 /// Two intervals of a second, half a second of timeout, and some slack.
 const TWO_CHECKS: Duration = Duration::from_millis(2800);
 /// From the verdict to the last reset.

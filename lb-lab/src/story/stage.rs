@@ -24,6 +24,8 @@ const SESSIONS: usize = 20;
 const BULK_PORT: u16 = 5001;
 /// A connection that takes longer lost its SYN, or worse.
 pub(super) const PROMPT: Duration = Duration::from_millis(900);
+/// The initial retransmission timeout of TCP is a second; the rest is the answer.
+pub(super) const ONE_RETRANSMISSION: Duration = Duration::from_millis(1600);
 const PROBE_EVERY: Duration = Duration::from_millis(10);
 /// Workers, and the least time from one message of a worker to its next: one process each.
 const MAIL: (usize, Duration) = (5, Duration::from_millis(50));

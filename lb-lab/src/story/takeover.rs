@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Result;
 
 use super::report::{bytes, millis, time};
-use super::stage::{Load, PROMPT, Stage, bulk, run_for, slowest, vips};
+use super::stage::{Load, ONE_RETRANSMISSION, PROMPT, Stage, bulk, run_for, slowest, vips};
 use crate::process::wait_until;
 use crate::traffic::prober::{Attempt, silence};
 use crate::traffic::smtp::balance;
@@ -68,16 +68,10 @@ pub(super) fn leave(stage: &mut Stage) -> Result<Crossing> {
 
     let seen = watch.finish()?;
     seen.forwarding(stage, "takeover", TAKEOVER);
-    let waited = seen.attempts.iter().filter(|attempt| !attempt.prompt(PROMPT)).count();
     stage.report.promise(
         "no new connection fails",
         seen.failed() == 0 && !seen.attempts.is_empty(),
-        format!(
-            "{} opened, {} failed, {waited} had to wait, at most {}",
-            seen.attempts.len(),
-            seen.failed(),
-            time(slowest(&seen.attempts))
-        ),
+        seen.told(),
     );
     seen.open_ones(stage, NEXT_RETRANSMISSION);
     seen.mail(stage, "takeover")?;
@@ -133,15 +127,13 @@ pub(super) fn come_back(stage: &mut Stage, crossing: Crossing) -> Result<()> {
 
     let seen = watch.finish()?;
     seen.forwarding(stage, "return", RETURN);
-    let slow = seen.attempts.iter().filter(|attempt| !attempt.prompt(PROMPT)).count();
+    // One that is asked for through one gateway and answered through the other, in the milliseconds between the two
+    // sides' moving, is not known there yet.
+    let worst = slowest(&seen.attempts);
     stage.report.promise(
-        "no new connection fails or has to wait",
-        slow == 0 && !seen.attempts.is_empty(),
-        format!(
-            "{} opened, {slow} of them not at once, at most {}",
-            seen.attempts.len(),
-            time(slowest(&seen.attempts))
-        ),
+        "no new connection fails, none waits for more than one retransmission",
+        seen.failed() == 0 && worst <= ONE_RETRANSMISSION && !seen.attempts.is_empty(),
+        seen.told(),
     );
     seen.open_ones(stage, PROMPT);
     seen.mail(stage, "return")?;
@@ -264,6 +256,16 @@ impl Watch {
 impl Sight {
     fn failed(&self) -> usize {
         self.attempts.iter().filter(|attempt| attempt.result.is_err()).count()
+    }
+
+    fn told(&self) -> String {
+        let waited = self.attempts.iter().filter(|attempt| !attempt.prompt(PROMPT)).count();
+        format!(
+            "{} opened, {} failed, {waited} had to wait, at most {}",
+            self.attempts.len(),
+            self.failed(),
+            time(slowest(&self.attempts))
+        )
     }
 
     /// The time without forwarding: none of what was tried every few milliseconds came through.
