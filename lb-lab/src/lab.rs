@@ -1,6 +1,8 @@
 //! One test network's belongings, and their removal: also after a panic, Ctrl-C or a crashed earlier run.
 
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -91,6 +93,23 @@ impl Lab {
     /// For the files of this lab.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Writes a file into [`Lab::directory`] that root alone may read, and returns where it is.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn secret(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.directory.join(name);
+        let mut file = fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("cannot make {}", path.display()))?;
+        file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
     }
 
     /// Where a daemon of this lab pins its maps.

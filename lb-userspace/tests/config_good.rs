@@ -89,6 +89,17 @@ fn lab() {
     assert_eq!(pool.name, "mx");
     assert_eq!(pool.check.as_ref().map(|check| check.timeout), Some(Duration::from_millis(500)));
     assert_eq!(pool.backends.iter().filter(|backend| backend.address.is_ipv6()).count(), 2);
+    let shared: Vec<usize> = config.carp.iter().map(|vhid| vhid.addresses.len()).collect();
+    assert_eq!(shared, [4, 2]);
+}
+
+#[test]
+fn pair() {
+    let config = load(&here("../examples/pair.toml"));
+    assert_eq!(config.carp.iter().map(|vhid| vhid.vhid).collect::<Vec<_>>(), [10, 11]);
+    assert!(config.carp.iter().all(|vhid| vhid.preempt && vhid.advskew == 0));
+    let sync = config.cluster.sync.unwrap();
+    assert_eq!((sync.interface.as_str(), sync.peer), ("eth2", "10.0.0.2".parse().unwrap()));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 
 pub use self::monitor::{Monitor, Seen};
-use self::types::{Counters, FlowTable, Status};
+use self::types::{CarpStatus, Counters, FlowTable, Status, SyncStatus};
 use crate::lab::Lab;
 use crate::process::{Finished, Process, tail, wait_until};
 use crate::topology::Gateway;
@@ -86,6 +86,11 @@ impl Matapa {
         std::fs::write(&self.config, text).with_context(|| format!("cannot write {}", self.config.display()))
     }
 
+    /// The name of the gateway it is on.
+    pub fn gateway(&self) -> &str {
+        &self.gateway
+    }
+
     pub fn socket(&self) -> &Path {
         &self.socket
     }
@@ -122,6 +127,14 @@ impl Matapa {
     /// With what it printed, when it ends instead.
     pub fn start(&mut self) -> Result<Status> {
         self.launch()?;
+        self.wait_answer()
+    }
+
+    /// Waits until a daemon that was launched answers.
+    ///
+    /// # Errors
+    /// With what it printed, when it ends instead.
+    pub fn wait_answer(&mut self) -> Result<Status> {
         wait_until("the daemon to answer", START_LIMIT, || {
             self.check_running()?;
             // The socket of a killed predecessor may still be there: ask for the pid, too.
@@ -189,6 +202,17 @@ impl Matapa {
         self.process.as_mut().map_or(Ok(()), Process::kill)
     }
 
+    /// `kill -9`, and `work` before its end is waited for.
+    ///
+    /// # Errors
+    /// When it is not running, and those of `work`.
+    pub fn kill_and(&mut self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let process = self.process.as_mut().context("the daemon was not started")?;
+        process.signal(libc::SIGKILL)?;
+        work()?;
+        process.kill()
+    }
+
     /// SIGHUP: the daemon applies its configuration file again, and tells its log how that went.
     ///
     /// # Errors
@@ -225,9 +249,25 @@ impl Matapa {
         self.show("counters")
     }
 
-    fn show<T: DeserializeOwned>(&self, what: &str) -> Result<T> {
+    /// `matapa show WHAT --json`, read as `T`.
+    ///
+    /// # Errors
+    /// When the daemon does not answer or answers something else.
+    pub fn show<T: DeserializeOwned>(&self, what: &str) -> Result<T> {
         let text = self.cli(&["show", what, "--json"])?.expect(&format!("matapa show {what} --json"))?;
         serde_json::from_str(&text).with_context(|| format!("matapa show {what} --json printed: {text}"))
+    }
+
+    /// # Errors
+    /// When the daemon does not answer or answers nonsense.
+    pub fn carp(&self) -> Result<CarpStatus> {
+        self.show("carp")
+    }
+
+    /// # Errors
+    /// When the daemon does not answer or answers nonsense.
+    pub fn sync(&self) -> Result<SyncStatus> {
+        self.show("sync")
     }
 
     /// Starts to collect events.

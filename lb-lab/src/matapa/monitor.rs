@@ -89,6 +89,14 @@ impl Monitor {
         let wanted = |kind: &EventKind| matches!(kind, EventKind::Carp { to: state, .. } if state == to);
         self.wait(&format!("a vhid to become {to}"), since, limit, wanted)
     }
+
+    /// `kill -9`; what was seen stays.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
 }
 
 impl Drop for Monitor {

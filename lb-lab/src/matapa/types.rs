@@ -75,6 +75,30 @@ pub struct CounterValue {
     pub verdict: String,
 }
 
+/// `matapa show carp --json`
+#[derive(Clone, Debug, Deserialize)]
+pub struct CarpStatus {
+    pub vhids: Vec<VhidStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct VhidStatus {
+    pub name: String,
+    /// `init`, `backup` or `master`.
+    pub state: String,
+}
+
+/// `matapa show sync --json`
+#[derive(Clone, Debug, Deserialize)]
+pub struct SyncStatus {
+    /// `synchronised` when all flows of the peer are here and changes follow.
+    pub state: String,
+    /// All flows of the peer are here.
+    pub received_all: bool,
+    /// New and changed flows.
+    pub flows_received: u64,
+}
+
 /// One line of `matapa monitor --json`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Event {
@@ -127,8 +151,20 @@ pub enum EventKind {
         to: String,
         reason: String,
     },
+    /// All flows of the peer are here.
+    SyncReceived {
+        flows: u64,
+        millis: u64,
+    },
     #[serde(other)]
     Other,
+}
+
+impl CarpStatus {
+    /// Whether every vhid is in this state.
+    pub fn all(&self, state: &str) -> bool {
+        !self.vhids.is_empty() && self.vhids.iter().all(|vhid| vhid.state == state)
+    }
 }
 
 impl Status {

@@ -27,14 +27,16 @@ pub(super) fn tell(stage: &mut Stage) -> Result<()> {
     stage.report.figure("return_millis", millis(back));
 
     for name in NAMES {
-        stage.matapa.backend("drain", name, "mail")?;
+        for station in [&stage.gw1, &stage.gw2] {
+            station.matapa.backend("drain", name, "mail")?;
+        }
     }
     let drained = Instant::now();
-    stage.report.say("matapa backend drain mx1, mx1-v6");
+    stage.report.say("matapa backend drain mx1, mx1-v6; on both gateways");
     let before = load.flows.snapshot();
     run_for(Duration::from_millis(1500))?;
     let after = load.flows.snapshot();
-    let status = stage.matapa.status()?;
+    let status = stage.gw1.matapa.status()?;
     let counted: u64 = NAMES.iter().filter_map(|name| status.backend(name)).map(|one| one.flows).sum();
     let own = after.iter().filter(|flow| flow.server.as_deref() == Some("mx1")).count();
     let busy = before
@@ -51,7 +53,9 @@ pub(super) fn tell(stage: &mut Stage) -> Result<()> {
     );
 
     for name in NAMES {
-        stage.matapa.backend("enable", name, "mail")?;
+        for station in [&stage.gw1, &stage.gw2] {
+            station.matapa.backend("enable", name, "mail")?;
+        }
     }
     let enabled = Instant::now();
     let first = first_mx1(&load.prober, enabled, Duration::from_secs(5));
@@ -101,7 +105,7 @@ fn returns(stage: &mut Stage) -> Result<(Duration, Load)> {
     stage.sinks[0].restart()?;
     let there = Instant::now();
     for name in NAMES {
-        stage.monitor.wait_health(name, "up", there, BACK_LIMIT)?;
+        stage.gw1.monitor.wait_health(name, "up", there, BACK_LIMIT)?;
     }
     let back = first_mx1(&prober, there, BACK_LIMIT)?;
     stage.report.say(&format!("mx1 is up; its first new connection came after {}", time(back)));

@@ -1,11 +1,13 @@
-//! The demonstration: mail through two servers while one of them, and then the daemon, is killed. Told step by
-//! step for a person; every promise is checked.
+//! The demonstration: two gateways and two mail servers, of which one after the other is killed in the middle of
+//! traffic and comes back. Told step by step for a person; every promise is checked.
 
 mod death;
 mod drain;
+mod pair;
 mod report;
 mod restart;
 mod stage;
+mod takeover;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -59,9 +61,13 @@ fn tell(lab: &std::sync::Arc<Lab>, options: &Options, start: Instant) -> Result<
     let mut stage = Stage::build(lab, options)?;
     let told = stage
         .both_servers()
-        .and_then(|()| death::tell(&mut stage))
+        .and_then(|()| death::tell(&mut stage, death::MX1))
         .and_then(|()| drain::tell(&mut stage))
         .and_then(|()| restart::tell(&mut stage))
+        .and_then(|()| takeover::leave(&mut stage))
+        .and_then(|crossing| takeover::come_back(&mut stage, crossing))
+        .and_then(|()| death::tell(&mut stage, death::MX2))
+        .and_then(|()| death::revive(&mut stage, death::MX2))
         .and_then(|()| if options.keep { Ok(()) } else { stage.end() });
     if let Err(error) = told {
         stage.log_on_failure();
@@ -73,15 +79,20 @@ fn tell(lab: &std::sync::Arc<Lab>, options: &Options, start: Instant) -> Result<
 }
 
 fn print_commands(lab: &Lab, options: &Options) {
-    let gateway = format!("nsenter --net=/run/netns/matapa-lab-{}-gateway", lab.id());
-    let client = format!("nsenter --net=/run/netns/matapa-lab-{}-client", lab.id());
-    let socket = lab.directory().join("gateway.sock");
-    let matapa = format!("{} --socket {}", options.binary.display(), socket.display());
-    println!("\nThe lab is left standing. To try:");
-    println!("  {gateway} {matapa} show summary");
-    println!("  {gateway} {matapa} backend drain mx1 --service mail");
+    let inside = |name: &str| format!("nsenter --net=/run/netns/matapa-lab-{}-{name}", lab.id());
+    let matapa = |name: &str| {
+        let socket = lab.directory().join(format!("{name}.sock"));
+        format!("{} {} --socket {}", inside(name), options.binary.display(), socket.display())
+    };
+    let (gw1, gw2, client) = (matapa("gw1"), matapa("gw2"), inside("client"));
     let source = process::find("smtp-source").unwrap_or_else(|_| "smtp-source".into());
+    println!("\nThe lab is left standing; only the servers of the service bulk have ended. To try:");
+    println!("  {gw1} show summary");
+    println!("  {gw1} backend drain mx1 --service mail");
     println!("  {client} {} -4 -s 10 -m 1000 [203.0.113.10]:25", source.display());
-    println!("Logs are in {}.", lab.directory().display());
+    println!("  {gw1} show carp");
+    println!("  {gw1} carp demote      # gw2 takes over; `carp release` ends it");
+    println!("  {gw2} show sync");
+    println!("Logs and the gateways' configurations are in {}.", lab.directory().display());
     println!("To remove it: cargo xtask run --clean");
 }

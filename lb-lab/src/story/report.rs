@@ -93,6 +93,11 @@ pub(super) fn time(duration: Duration) -> String {
     if seconds >= 1.0 { format!("{seconds:.2} s") } else { format!("{:.1} ms", seconds * 1000.0) }
 }
 
+/// `12.3 MB`
+pub(super) fn bytes(count: u64) -> String {
+    format!("{:.1} MB", count as f64 / 1e6)
+}
+
 /// For figures: milliseconds.
 pub(super) fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3

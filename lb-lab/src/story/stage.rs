@@ -1,27 +1,31 @@
-//! The network, the mail servers and the daemon; and the first chapter.
+//! The network, the servers and the gateways; the first chapter and the last.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::Options;
+use super::pair::{self, CONFIG, Station, log_of};
 use super::report::{Outcome, Report, time};
-use crate::matapa::{Matapa, Monitor};
-use crate::process::{self, tail};
-use crate::topology::{Plan, Topology, VIP_V4, VIP_V6};
+use crate::process;
+use crate::topology::{EXT_V4, EXT_V6, INT_V4, INT_V6, Plan, Topology, VIP_V4, VIP_V6};
 use crate::traffic::prober::{Attempt, shares};
 use crate::traffic::smtp::{self, Mailer, Sink};
-use crate::traffic::{Dialect, Flows, Prober};
+use crate::traffic::udp::{UdpEcho, UdpStream};
+use crate::traffic::{BulkServer, Dialect, Flows, Prober};
 use crate::{Lab, interrupt};
 
 /// Messages per address family in the first run.
 const BULK: usize = 1500;
 const SESSIONS: usize = 20;
+const BULK_PORT: u16 = 5001;
 /// A connection that takes longer lost its SYN, or worse.
 pub(super) const PROMPT: Duration = Duration::from_millis(900);
+/// The initial retransmission timeout of TCP is a second; the rest is the answer.
+pub(super) const ONE_RETRANSMISSION: Duration = Duration::from_millis(1600);
 const PROBE_EVERY: Duration = Duration::from_millis(10);
 /// Workers, and the least time from one message of a worker to its next: one process each.
 const MAIL: (usize, Duration) = (5, Duration::from_millis(50));
@@ -31,9 +35,11 @@ const PROBE_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Stage {
     pub report: Report,
-    pub matapa: Matapa,
-    pub monitor: Monitor,
+    /// The preferred gateway: the master, unless something happens to it.
+    pub gw1: Station,
+    pub gw2: Station,
     pub sinks: Vec<Sink>,
+    _echo: Vec<(BulkServer, UdpEcho)>,
     pub topology: Topology,
     pub lab: Arc<Lab>,
 }
@@ -52,35 +58,34 @@ impl Stage {
             process::find(program)?;
         }
         let report = Report::new();
-        report.title("The network: a client, a gateway, and the mail servers mx1 and mx2; IPv4 and IPv6");
-        let topology = Topology::build(Arc::clone(lab), &Plan::default())?;
+        report.title(
+            "The network: a client, the gateways gw1 and gw2, the mail servers mx1 and mx2; IPv4 and IPv6",
+        );
+        let plan = Plan { sync_cable: true, ..Plan::pair() };
+        let topology = Topology::build(Arc::clone(lab), &plan)?;
         let sinks = topology
             .servers
             .iter()
             .map(|host| Sink::start(lab, host, 25))
             .collect::<Result<Vec<_>>>()
             .context("cannot start the mail servers")?;
-        let config = options.root.join("examples/lab.toml");
-        let mut matapa = Matapa::new(lab, topology.first_gateway()?, &options.binary, &config);
+        let start = |host| Ok((BulkServer::start(host, BULK_PORT)?, UdpEcho::start(host, BULK_PORT)?));
+        let echo = topology.servers.iter().map(start).collect::<Result<_>>()?;
         let started = Instant::now();
-        let status = matapa.start().with_context(|| log_of(&matapa))?;
+        let [gw1, gw2] = pair::start(lab, &topology, options)?;
+        let status = gw1.matapa.status()?;
         let modes: Vec<String> =
             status.interfaces.iter().map(|one| format!("{} ({})", one.name, one.mode)).collect();
+        let service = status.service("mail").context("there is no service mail")?;
+        let backends: Vec<String> =
+            service.backends.iter().map(|backend| format!("{} up", backend.name)).collect();
+        report.say(&format!("matapa runs with {CONFIG} on both gateways, on {}", modes.join(" and ")));
+        report.say(&backends.join(", "));
         report.say(&format!(
-            "matapa runs with {} on {}, {} after its start",
-            config.display(),
-            modes.join(" and "),
+            "gw1 is master, gw2 is backup, and they know each other's flows, {} after their start",
             time(started.elapsed())
         ));
-        let monitor = matapa.monitor()?;
-        let status = matapa.wait_healthy(Duration::from_secs(10)).with_context(|| log_of(&matapa))?;
-        let backends: Vec<String> = status
-            .services
-            .iter()
-            .flat_map(|service| service.backends.iter().map(|backend| format!("{} up", backend.name)))
-            .collect();
-        report.say(&backends.join(", "));
-        Ok(Self { report, matapa, monitor, sinks, topology, lab: Arc::clone(lab) })
+        Ok(Self { report, gw1, gw2, sinks, _echo: echo, topology, lab: Arc::clone(lab) })
     }
 
     /// Chapter 1.
@@ -133,6 +138,13 @@ impl Stage {
         Ok(Load { prober, mailer, flows })
     }
 
+    /// Starts a datagram to each address every few milliseconds, from one port for each: what is lost shows when
+    /// nothing was forwarded for what is open.
+    pub fn datagrams(&self) -> Result<Vec<UdpStream>> {
+        let netns = &self.topology.client()?.netns;
+        bulk().into_iter().map(|target| UdpStream::start(netns, target, PROBE_EVERY)).collect()
+    }
+
     /// Messages on both servers.
     pub fn received(&self) -> Result<Vec<smtp::Received>> {
         let mut all = Vec::new();
@@ -144,21 +156,30 @@ impl Stage {
 
     /// The daemon is taken off, and nothing of it remains.
     pub fn end(&mut self) -> Result<()> {
-        self.report.title("5. The end");
-        let status = self.matapa.stop()?;
-        self.matapa.detach()?;
-        let left = self.matapa.check_nothing_left();
-        let figures = left.as_ref().map_or_else(|error| format!("{error:#}"), |()| status.to_string());
-        self.report.promise(
-            "stopped and detached, it leaves no program and no pin",
-            left.is_ok() && status.success(),
-            figures,
-        );
+        self.report.title("8. The end");
+        // The backup first, so that nobody takes over from the other.
+        for (number, station) in [(2, &mut self.gw2), (1, &mut self.gw1)] {
+            let matapa = &mut station.matapa;
+            let status = matapa.stop()?;
+            matapa.detach()?;
+            let left = matapa.check_nothing_left().and_then(|()| no_address_left(&self.topology, number));
+            let figures = left.as_ref().map_or_else(|error| format!("{error:#}"), |()| status.to_string());
+            let name = matapa.gateway();
+            self.report.promise(
+                &format!(
+                    "stopped and detached, it leaves nothing on {name}: no program, pin or shared address"
+                ),
+                left.is_ok() && status.success(),
+                figures,
+            );
+        }
         Ok(())
     }
 
     pub fn log_on_failure(&self) {
-        eprintln!("{}", log_of(&self.matapa));
+        for station in [&self.gw1, &self.gw2] {
+            eprintln!("{}", log_of(&station.matapa));
+        }
     }
 
     pub fn into_outcome(self, took: Duration) -> Outcome {
@@ -166,13 +187,22 @@ impl Stage {
     }
 }
 
+fn no_address_left(topology: &Topology, number: usize) -> Result<()> {
+    for address in [EXT_V4.into(), EXT_V6.into(), INT_V4.into(), INT_V6.into(), VIP_V4.into(), VIP_V6.into()]
+    {
+        ensure!(!topology.masters(address)?.contains(&number), "{address} is left");
+    }
+    Ok(())
+}
+
 /// Where the mail service listens.
 pub(super) fn vips() -> Vec<SocketAddr> {
     vec![SocketAddr::new(VIP_V4.into(), 25), SocketAddr::new(VIP_V6.into(), 25)]
 }
 
-fn log_of(matapa: &Matapa) -> String {
-    format!("the daemon's log ends with:\n{}", tail(&matapa.log()))
+/// Where the bulk service listens, TCP and UDP.
+pub(super) fn bulk() -> Vec<SocketAddr> {
+    vec![SocketAddr::new(VIP_V4.into(), BULK_PORT), SocketAddr::new(VIP_V6.into(), BULK_PORT)]
 }
 
 /// Lets the load run for a while.

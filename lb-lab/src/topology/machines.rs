@@ -32,6 +32,7 @@ pub struct Gateway {
     pub(super) number: u8,
     pub(super) single: bool,
     pub(super) segments: Vec<Segment>,
+    pub(super) sync_cable: bool,
 }
 
 /// A machine that only forwards, between a segment of the gateway (`near`) and hosts (`far`).
@@ -90,8 +91,13 @@ impl Gateway {
         self.segments.iter().map(|segment| segment.name()).collect()
     }
 
+    /// Everything it is plugged into.
+    pub(super) fn cables(&self) -> impl Iterator<Item = Segment> {
+        self.segments.iter().copied().chain(self.sync_cable.then_some(Segment::Sync))
+    }
+
     fn ports(&self) -> impl Iterator<Item = String> {
-        self.segments.iter().map(|segment| format!("{}-{}", self.name, segment.name()))
+        self.cables().map(|cable| format!("{}-{}", self.name, cable.name()))
     }
 
     /// All cables at once, as when the machine loses power.

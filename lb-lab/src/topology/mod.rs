@@ -7,6 +7,8 @@
 //!
 //! or all of them on one, and with routers in front of the clients, the servers or both ([`Shape`]).
 //!
+//! Two gateways can have a cable of their own, "sync" ([`Plan::sync_cable`]).
+//!
 //! The segments are bridges in a namespace of their own, so a machine can be unplugged: its neighbours
 //! notice nothing and its packets vanish, as when a real one loses power.
 
@@ -39,6 +41,9 @@ pub const FAR_CLIENTS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xc2, 0, 0, 0,
 /// The servers' router as servers behind it see it.
 pub const FAR_SERVERS_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 2, 1);
 pub const FAR_SERVERS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x65, 0, 0, 0, 0, 1);
+/// The first gateway on the cable between two; the second one's end in 2.
+pub const SYNC_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+pub const SYNC_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x66, 0, 0, 0, 0, 1);
 /// The services' first addresses; see [`vip`] for more.
 pub const VIP_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 pub const VIP_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xcb, 0, 0, 0, 0, 0x10);
@@ -67,13 +72,31 @@ pub struct Plan {
     pub clients: Vec<String>,
     pub gateways: Vec<String>,
     pub servers: Vec<String>,
+    /// Gateways have an interface `sync` to each other as well, with 10.0.0.1 and up.
+    pub sync_cable: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        Self { clients: names(&["client"]), gateways: names(&["gateway"]), servers: names(&["mx1", "mx2"]) }
+        Self {
+            clients: names(&["client"]),
+            gateways: names(&["gateway"]),
+            servers: names(&["mx1", "mx2"]),
+            sync_cable: false,
+        }
     }
+}
+
+impl Plan {
+    /// The gateways `gw1` and `gw2` in place of one.
+    #[must_use]
+    pub fn pair() -> Self {
+        Self { gateways: names(&["gw1", "gw2"]), ..Self::default() }
+    }
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
 }
 
 /// How the machines are joined.
@@ -166,7 +189,7 @@ impl Topology {
             lab,
         };
         for (name, number) in plan.gateways.iter().zip(0..) {
-            let gateway = topology.gateway(name, number, plan.gateways.len() == 1)?;
+            let gateway = topology.gateway(name, number, plan)?;
             topology.gateways.push(gateway);
         }
         if shape.clients_router {
@@ -231,14 +254,24 @@ impl Topology {
         self.lab.finish(&self.switch, command, SETUP_LIMIT)?.expect("ip link set xdpdrv").map(drop)
     }
 
-    fn gateway(&self, name: &str, number: u8, single: bool) -> Result<Gateway> {
+    /// The switch sends to `port` no frame for another MAC address than `mac` and those that spoke there, even when
+    /// it does not know where else to send it. A network card would not take it; a veth does, and so a gateway
+    /// would forward in place of one that has just died.
+    fn filter(&self, port: &str, mac: &str) -> Result<()> {
+        self.switch.ip(&format!("link set {port} type bridge_slave flood off\n"))?;
+        let args = ["fdb", "replace", mac, "dev", port, "master", "static"];
+        self.run(&self.switch, "bridge", &args, SETUP_LIMIT)?.expect("bridge fdb replace").map(drop)
+    }
+
+    fn gateway(&self, name: &str, number: u8, plan: &Plan) -> Result<Gateway> {
         let netns = self.lab.netns(name)?;
         quiet_addresses(&netns)?;
         forwarding(&netns)?;
         let one_armed = self.shape.one_armed;
         let segments = if one_armed { vec![Segment::Int] } else { vec![Segment::Ext, Segment::Int] };
         let switch = self.switch.clone();
-        let gateway = Gateway { name: name.to_owned(), netns, switch, number, single, segments };
+        let (single, sync_cable) = (plan.gateways.len() == 1, plan.sync_cable);
+        let gateway = Gateway { name: name.to_owned(), netns, switch, number, single, segments, sync_cable };
         self.connect(&gateway)?;
         Ok(gateway)
     }
@@ -264,6 +297,15 @@ impl Topology {
                 &port,
                 &["tx-vlan-hw-insert", "off", "tx-vlan-stag-hw-insert", "off"],
             )?;
+            if !single {
+                self.filter(&port, &mac(segment, 251 + number))?;
+            }
+        }
+        if gateway.sync_cable {
+            let (device, own) = (Segment::Sync.name(), 1 + number);
+            self.cable(netns, device, &format!("{name}-{device}"), Segment::Sync, own)?;
+            let (v4, v6) = (Segment::Sync.v4(own), Segment::Sync.v6(own));
+            netns.ip(&format!("addr add {v4}/24 dev {device}\naddr add {v6}/64 dev {device} nodad\n"))?;
         }
         if *single && let Some(first) = segments.first() {
             netns.ip(&vip_commands(self.shape.vips, first.name()))?;
@@ -324,19 +366,34 @@ impl Topology {
     /// # Errors
     /// When a link cannot be made.
     pub fn replace_cables(&self, gateway: &Gateway) -> Result<()> {
-        for device in gateway.devices() {
-            gateway.netns.ip(&format!("link del {device}\n"))?;
+        for cable in gateway.cables() {
+            gateway.netns.ip(&format!("link del {}\n", cable.name()))?;
         }
         self.connect(gateway)
+    }
+
+    /// The gateways that have `address` now, numbered from 1.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn masters(&self, address: IpAddr) -> Result<Vec<usize>> {
+        let mut masters = Vec::new();
+        for (number, gateway) in (1..).zip(&self.gateways) {
+            let shown = self.run(&gateway.netns, "ip", &["-o", "addr", "show"], SETUP_LIMIT)?;
+            if shown.expect("ip addr show")?.contains(&format!(" {address}/")) {
+                masters.push(number);
+            }
+        }
+        Ok(masters)
     }
 
     /// A veth pair: `device` in `netns`, `port` on the segment's bridge.
     fn cable(&self, netns: &Netns, device: &str, port: &str, segment: Segment, host: u8) -> Result<()> {
         let (name, bridge, side) = (netns.name(), segment.name(), segment.byte());
-        let mtu = self.shape.mtu;
+        let (mtu, mac) = (self.shape.mtu, mac(segment, host));
         self.switch.ip(&format!(
             "link add {port} address 02:00:00:ff:{side:02x}:{host:02x} mtu {mtu} type veth \
-             peer name {device} address 02:00:00:00:{side:02x}:{host:02x} netns {name}\n\
+             peer name {device} address {mac} netns {name}\n\
              link set {port} master {bridge}\n\
              link set {port} up\n"
         ))?;
@@ -380,6 +437,11 @@ impl Topology {
         command.args(args);
         self.lab.finish(netns, command, limit)
     }
+}
+
+/// Of machine `host` on a segment.
+fn mac(segment: Segment, host: u8) -> String {
+    format!("02:00:00:00:{:02x}:{host:02x}", segment.byte())
 }
 
 /// Addresses are usable at once, and no router is looked for.

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{EXT_V4, EXT_V6, FAR_CLIENTS_V4, FAR_CLIENTS_V6, FAR_SERVERS_V4, FAR_SERVERS_V6, INT_V4, INT_V6};
+use super::{
+    EXT_V4, EXT_V6, FAR_CLIENTS_V4, FAR_CLIENTS_V6, FAR_SERVERS_V4, FAR_SERVERS_V6, INT_V4, INT_V6, SYNC_V4,
+    SYNC_V6,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Segment {
@@ -14,10 +17,12 @@ pub(super) enum Segment {
     FarClients,
     /// Servers behind a router.
     FarServers,
+    /// Two gateways' own.
+    Sync,
 }
 
 impl Segment {
-    pub const ALL: [Self; 4] = [Self::Ext, Self::Int, Self::FarClients, Self::FarServers];
+    pub const ALL: [Self; 5] = [Self::Ext, Self::Int, Self::FarClients, Self::FarServers, Self::Sync];
 
     /// Of the bridge, and of a gateway's interface.
     pub fn name(self) -> &'static str {
@@ -26,6 +31,7 @@ impl Segment {
             Self::Int => "int",
             Self::FarClients => "far-clients",
             Self::FarServers => "far-servers",
+            Self::Sync => "sync",
         }
     }
 
@@ -36,6 +42,7 @@ impl Segment {
             Self::Int => 2,
             Self::FarClients => 3,
             Self::FarServers => 4,
+            Self::Sync => 5,
         }
     }
 
@@ -46,6 +53,7 @@ impl Segment {
             Self::Int => (INT_V4, INT_V6),
             Self::FarClients => (FAR_CLIENTS_V4, FAR_CLIENTS_V6),
             Self::FarServers => (FAR_SERVERS_V4, FAR_SERVERS_V6),
+            Self::Sync => (SYNC_V4, SYNC_V6),
         }
     }
 

@@ -1,28 +1,18 @@
 //! A TCP server that greets with its name and sends every line back.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::net::TcpStream;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::netns::Netns;
+use super::tcp_server::TcpServer;
 use crate::topology::Host;
 
 /// Listens on IPv4 and IPv6 until dropped; dropping it ends its connections.
 #[derive(Debug)]
 pub struct EchoServer {
-    stop: Arc<AtomicBool>,
-    connections: Connections,
-    /// Of connections, over all listeners.
-    numbers: Arc<AtomicU64>,
+    _server: TcpServer,
 }
-
-/// The open ones by number, to be cut when the server goes away.
-type Connections = Arc<Mutex<BTreeMap<u64, TcpStream>>>;
 
 impl EchoServer {
     /// Listens on `port` of `host`, under the host's name.
@@ -30,58 +20,14 @@ impl EchoServer {
     /// # Errors
     /// When the port is taken.
     pub fn start(host: &Host, port: u16) -> Result<Self> {
-        let server = Self { stop: Arc::default(), connections: Arc::default(), numbers: Arc::default() };
-        for address in host.addresses() {
-            server.listen(&host.netns, &host.name, address, port)?;
-        }
-        Ok(server)
-    }
-
-    fn listen(&self, netns: &Netns, name: &str, address: IpAddr, port: u16) -> Result<()> {
-        let target = SocketAddr::new(address, port);
-        let listener =
-            netns.run(|| TcpListener::bind(target))?.with_context(|| format!("cannot listen on {target}"))?;
-        listener.set_nonblocking(true)?;
-        let (stop, connections, numbers) =
-            (Arc::clone(&self.stop), Arc::clone(&self.connections), Arc::clone(&self.numbers));
-        let greeting = format!("{name}\n");
-        // Sockets stay in the namespace they were made in; their threads may be anywhere.
-        std::thread::Builder::new().name(format!("echo-{name}")).spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                let Ok((stream, _)) = listener.accept() else {
-                    std::thread::sleep(Duration::from_millis(2));
-                    continue;
-                };
-                let own = numbers.fetch_add(1, Ordering::Relaxed);
-                let (greeting, open) = (greeting.clone(), Arc::clone(&connections));
-                let _ = std::thread::Builder::new().stack_size(128 << 10).spawn(move || {
-                    if let Ok(copy) = stream.try_clone() {
-                        open.lock().unwrap_or_else(PoisonError::into_inner).insert(own, copy);
-                    }
-                    serve(stream, &greeting);
-                    open.lock().unwrap_or_else(PoisonError::into_inner).remove(&own);
-                });
-            }
-        })?;
-        Ok(())
+        Ok(Self { _server: TcpServer::start(host, port, serve)? })
     }
 }
 
-impl Drop for EchoServer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        for connection in connections.values() {
-            let _ = connection.shutdown(std::net::Shutdown::Both);
-        }
-    }
-}
-
-fn serve(stream: TcpStream, greeting: &str) -> Option<()> {
-    stream.set_nonblocking(false).ok()?;
+fn serve(stream: TcpStream, name: &str) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut answer = stream.try_clone().ok()?;
-    answer.write_all(greeting.as_bytes()).ok()?;
+    answer.write_all(format!("{name}\n").as_bytes()).ok()?;
     for line in BufReader::new(stream).lines() {
         let mut line = line.ok()?;
         if line.starts_with("QUIT") {

@@ -93,6 +93,28 @@ impl Drop for Prober {
     }
 }
 
+/// The longest time in which no greeting came from one of the targets.
+pub fn silence(attempts: &[Attempt]) -> Duration {
+    let mut targets: Vec<SocketAddr> = attempts.iter().map(|one| one.target).collect();
+    targets.sort_unstable();
+    targets.dedup();
+    let silence = |target: &SocketAddr| {
+        let of_target = |one: &&Attempt| one.target == *target;
+        silence_of_one(&attempts.iter().filter(of_target).cloned().collect::<Vec<_>>())
+    };
+    targets.iter().map(silence).max().unwrap_or_default()
+}
+
+fn silence_of_one(attempts: &[Attempt]) -> Duration {
+    let greeted = |one: &Attempt| one.result.as_ref().ok().map(|answer| one.started + answer.greeting);
+    let mut heard: Vec<Instant> = attempts.iter().filter_map(greeted).collect();
+    // One that was not over before the first or after the last.
+    heard.extend(attempts.iter().map(|one| one.started).min());
+    heard.extend(attempts.iter().map(|one| one.started).max());
+    heard.sort_unstable();
+    heard.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+}
+
 /// How many of `attempts` each server answered; failures are counted under `None`.
 pub fn shares(attempts: &[Attempt]) -> BTreeMap<Option<String>, usize> {
     let mut shares = BTreeMap::new();

@@ -25,7 +25,8 @@ use crate::topology::Host;
 
 /// After which a single message counts as failed.
 const MAIL_LIMIT: Duration = Duration::from_secs(20);
-const DOMAIN: &str = "client.example";
+/// Of all senders.
+pub(super) const DOMAIN: &str = "client.example";
 
 /// A message a server has taken.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,14 +120,33 @@ impl Sink {
     /// When the dump files cannot be read.
     pub fn received(&self) -> Result<Vec<Received>> {
         let mut all = Vec::new();
+        self.each_dump(|text| all.extend(parse(text)))?;
+        Ok(all)
+    }
+
+    /// Its files of the messages from `sender`, headers of its own first.
+    ///
+    /// # Errors
+    /// When the dump files cannot be read.
+    pub fn dumps(&self, sender: &str) -> Result<Vec<String>> {
+        let mut dumps = Vec::new();
+        self.each_dump(|text| {
+            if parse(text).is_some_and(|one| one.sender == sender) {
+                dumps.push(text.to_owned());
+            }
+        })?;
+        Ok(dumps)
+    }
+
+    fn each_dump(&self, mut take: impl FnMut(&str)) -> Result<()> {
         for life in fs::read_dir(self.directory())? {
             for file in fs::read_dir(life?.path())? {
                 let path = file?.path();
                 let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-                all.extend(parse(&String::from_utf8_lossy(&text)));
+                take(&String::from_utf8_lossy(&text));
             }
         }
-        Ok(all)
+        Ok(())
     }
 }
 

@@ -94,6 +94,8 @@ pub struct Datagrams {
     pub servers: BTreeMap<String, u64>,
     /// When the lost ones were sent, from the start.
     pub lost: Vec<Duration>,
+    /// The longest time without an answer.
+    pub silence: Duration,
 }
 
 /// A running sender.
@@ -139,6 +141,7 @@ fn exchange(socket: &UdpSocket, target: SocketAddr, every: Duration, stop: &Atom
     // Per datagram: when it was sent, and how many answers it got.
     let mut sent: Vec<(Duration, u64)> = Vec::new();
     let mut stopped = None;
+    let mut heard = Duration::ZERO;
     loop {
         if stopped.is_none() && stop.load(Ordering::Relaxed) {
             stopped = Some(Instant::now());
@@ -165,10 +168,16 @@ fn exchange(socket: &UdpSocket, target: SocketAddr, every: Duration, stop: &Atom
             && let Some(slot) = number.parse().ok().and_then(|number: usize| sent.get_mut(number))
         {
             slot.1 += 1;
+            let now = start.elapsed();
+            result.silence = result.silence.max(now - heard);
+            heard = now;
             *result.servers.entry(server.to_owned()).or_default() += 1;
         }
     }
     result.sent = sent.len() as u64;
+    // One that was not over at the end.
+    let last = sent.last().map_or(Duration::ZERO, |(at, _)| *at);
+    result.silence = result.silence.max(last.saturating_sub(heard));
     for (at, answers) in sent {
         match answers {
             0 => result.lost.push(at),

@@ -642,9 +642,7 @@ fn only_ipv6_with_peers_and_a_virtual_mac() {
 /// A pair as `docs/high-availability.md` describes it.
 fn a_service_survives(mac: &str) {
     let lab = Lab::new().unwrap();
-    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-    let plan = Plan { gateways: names(&["gw1", "gw2"]), servers: names(&["mx1", "mx2"]), ..Plan::default() };
-    let gateways = Gateways { topology: Topology::build(lab, &plan).unwrap() };
+    let gateways = Gateways { topology: Topology::build(lab, &Plan::pair()).unwrap() };
     let echo: Vec<_> =
         gateways.topology.servers.iter().map(|host| EchoServer::start(host, ECHO).unwrap()).collect();
     let config = |advskew| {

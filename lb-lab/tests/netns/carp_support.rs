@@ -123,12 +123,7 @@ impl Gateways {
 
     /// Gateways that have the address now.
     pub fn masters(&self, address: IpAddr) -> Vec<usize> {
-        let has = |number: &usize| {
-            let netns = &self.gateway(*number).netns;
-            let shown = self.topology.run(netns, "ip", &["-o", "addr", "show"], Duration::from_secs(5));
-            shown.unwrap().expect("ip addr").unwrap().contains(&format!(" {address}/"))
-        };
-        (1..=self.topology.gateways.len()).filter(has).collect()
+        self.topology.masters(address).unwrap()
     }
 
     /// Waits until exactly this gateway has the shared address, and says how long that took.
@@ -180,8 +175,7 @@ pub fn start(matapa: &mut Matapa) {
 
 /// `matapa show carp --json`
 pub fn carp(matapa: &Matapa) -> Value {
-    let text = matapa.cli(&["show", "carp", "--json"]).unwrap().expect("matapa show carp").unwrap();
-    serde_json::from_str(&text).unwrap()
+    matapa.show("carp").unwrap()
 }
 
 pub fn rejected(matapa: &Matapa, reason: &str) -> u64 {

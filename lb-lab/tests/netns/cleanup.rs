@@ -49,6 +49,7 @@ fn several_gateways_share_both_segments() {
         clients: names(&["c1", "c2"]),
         gateways: names(&["g1", "g2"]),
         servers: names(&["s1", "s2", "s3"]),
+        sync_cable: true,
     };
     let topology = Topology::build(Lab::new().unwrap(), &plan).unwrap();
     let id = topology.lab.id().to_owned();
@@ -57,6 +58,9 @@ fn several_gateways_share_both_segments() {
         let attempts = Rig::connect(from, vec![to.parse().unwrap()], Duration::from_millis(100));
         attempts.iter().all(|attempt| attempt.result.as_ref().is_err_and(|why| *why == Failure::Refused))
     };
+    for peer in ["10.0.0.2:7", "[2001:db8:66::2]:7"] {
+        assert!(reached(&topology.gateways[0].netns, peer), "the first gateway cannot reach {peer}");
+    }
     for client in &topology.clients {
         for gateway in ["192.0.2.251:7", "192.0.2.252:7", "[2001:db8:c1::251]:7", "[2001:db8:c1::252]:7"] {
             assert!(reached(&client.netns, gateway), "{} cannot reach {gateway}", client.name);

@@ -170,8 +170,12 @@ impl Pair {
     /// With so many clients; nothing is started.
     pub fn network(wanted: &Wanted, clients: usize) -> Gateways {
         let names = |what: &str, count: usize| (1..=count).map(|n| format!("{what}{n}")).collect();
-        let plan =
-            Plan { clients: names("client", clients), gateways: names("gw", 2), servers: names("mx", 3) };
+        let plan = Plan {
+            clients: names("client", clients),
+            gateways: names("gw", 2),
+            servers: names("mx", 3),
+            sync_cable: false,
+        };
         Gateways { topology: Topology::build_shaped(Lab::new().unwrap(), &plan, wanted.shape()).unwrap() }
     }
 

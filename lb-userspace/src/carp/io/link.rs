@@ -8,6 +8,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::TryStreamExt as _;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, MacVlanMode};
+use rtnetlink::packet_route::route::RouteType;
 use rtnetlink::{Handle, LinkMacVlan, LinkUnspec, MulticastGroup};
 use tokio::sync::mpsc;
 
@@ -15,6 +16,9 @@ use super::announce::Mac;
 
 /// An answer that takes longer never comes; the protocol must not wait for it.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long the kernel may take until it receives what comes to a new address, and between two looks.
+const RECEIVING: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// An address with the length of its network's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -123,7 +127,7 @@ impl Netlink {
     }
 
     /// Puts an address on an interface. An IPv6 one is usable at once: that nobody else has it is what CARP is for.
-    /// `route`: its network is reached by this interface.
+    /// `route`: its network is reached by this interface. Returns once packets to the address are received.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -136,7 +140,33 @@ impl Netlink {
             request.message_mut().attributes.push(AddressAttribute::Flags(flags));
             request.execute().await.map_err(io::Error::other)
         })
-        .await
+        .await?;
+        if new.address.is_ipv6() {
+            self.wait_received(new.address).await;
+        }
+        Ok(())
+    }
+
+    /// The kernel puts an IPv6 address in force later than it says, in a work queue. Until then it already asks for
+    /// neighbours from there, and sends their answers away again: were the address announced now, the first neighbour
+    /// would be asked for once more after a second, and its packets would wait.
+    async fn wait_received(&self, address: IpAddr) {
+        let start = tokio::time::Instant::now();
+        // On a device that is down it does not come into force.
+        while start.elapsed() < RECEIVING && !self.receives(address).await {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Whether what comes to `address` is for this machine.
+    pub async fn receives(&self, address: IpAddr) -> bool {
+        let message = crate::net::way::question(address);
+        let route = in_time(async {
+            let mut routes = self.handle.route().get(message).execute();
+            routes.try_next().await.map_err(io::Error::other)
+        });
+        // An error is the kernel's way of saying that there is no route.
+        route.await.ok().flatten().is_some_and(|route| route.header.kind == RouteType::Local)
     }
 
     /// Makes a device with a MAC address of its own on top of another. It is down.
