@@ -33,6 +33,8 @@ fn help_of_every_command() {
         &["trace"],
         &["poll"],
         &["monitor"],
+        &["import"],
+        &["import", "relayd"],
         &["completions"],
         &["man"],
     ];

@@ -9,6 +9,7 @@ pub mod commands;
 pub mod exit;
 pub mod explain;
 pub mod generate;
+pub mod import;
 pub mod logging;
 pub mod monitor;
 pub mod output;
@@ -25,7 +26,7 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 
 use crate::api::client::Client;
-use crate::cli::args::{Cli, Command, DEFAULT_SOCKET, RunArgs};
+use crate::cli::args::{Cli, Command, DEFAULT_SOCKET, ImportCommand, RunArgs};
 pub use crate::cli::exit::{ExitCode, Failure};
 
 /// The commands that do their work in this process, without a daemon to ask.
@@ -83,6 +84,7 @@ fn dispatch(cli: Cli, hooks: &Hooks) -> Result<(), Failure> {
         Command::Run(arguments) => (hooks.run)(&arguments, given.as_deref()),
         Command::Check(file) => (hooks.check)(&file.config, output::errors_in_color()),
         Command::Detach => (hooks.detach)(),
+        Command::Import(ImportCommand::Relayd(arguments)) => import::relayd(&arguments),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { directory } => generate::man(&directory),
         Command::Show(arguments) => block_on(show::show(&client, arguments)),
