@@ -30,6 +30,7 @@ fn help_of_every_command() {
         &["reload"],
         &["detach"],
         &["explain"],
+        &["doctor"],
         &["trace"],
         &["poll"],
         &["monitor"],

@@ -8,6 +8,7 @@ mod balance;
 mod carp;
 mod carp_support;
 mod cleanup;
+mod doctor;
 mod errors;
 mod explain_trace;
 mod failure;

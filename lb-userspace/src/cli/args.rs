@@ -165,6 +165,18 @@ Examples:
   matapa explain '[2001:db8::1]:40000' '[2001:db8::10]:25' --json | jq .reason
 ")]
     Explain(Explain),
+    /// Find out why nothing arrives
+    #[command(after_help = "\
+Looks at the machine, asks the daemon, and asks the network; changes nothing, except that the daemon's checks are run \
+once. Takes some seconds, and wants root: without it, less can be seen. What is wrong comes with the command that mends \
+it, or that tells more. Exit status 0: nothing is wrong; 1: something is.
+
+Examples:
+  matapa doctor
+  matapa doctor -c new.toml --all
+  matapa doctor --json | jq '.findings[] | select(.severity == \"problem\")'
+")]
+    Doctor(Doctor),
     /// Run all health checks now, and wait for their results
     #[command(after_help = "\
 Examples:
@@ -407,6 +419,18 @@ pub struct Explain {
     #[arg(long, value_name = "NUMBER")]
     pub vlan: Option<String>,
     /// Print the API's JSON, one line, instead of sentences
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    #[command(flatten)]
+    pub file: ConfigFile,
+    /// Also what is as it should be
+    #[arg(long)]
+    pub all: bool,
+    /// Print everything as JSON, one line
     #[arg(long)]
     pub json: bool,
 }

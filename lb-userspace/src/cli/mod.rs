@@ -6,6 +6,7 @@
 pub mod args;
 pub mod carp;
 pub mod commands;
+pub mod doctor;
 pub mod exit;
 pub mod explain;
 pub mod generate;
@@ -92,6 +93,7 @@ fn dispatch(cli: Cli, hooks: &Hooks) -> Result<(), Failure> {
         Command::Carp(command) => block_on(commands::carp(&client, command)),
         Command::Reload => block_on(commands::reload(&client)),
         Command::Explain(arguments) => block_on(explain::explain(&client, &arguments)),
+        Command::Doctor(arguments) => block_on(doctor::doctor(&arguments, given)),
         Command::Poll => block_on(commands::poll(&client)),
         Command::Trace(arguments) => block_on(trace::trace(&client, &arguments, cli.verbose > 0)),
         Command::Monitor(arguments) => block_on(monitor::monitor(&client, arguments.json)),
