@@ -26,3 +26,4 @@ mod story;
 mod support;
 mod sync;
 mod traffic;
+mod unit;
