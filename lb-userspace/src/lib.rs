@@ -8,6 +8,7 @@
 //! - [`dataplane`] makes the kernel's maps equal to it without a packet seeing a hole;
 //! - [`net`] follows the kernel's routes and interfaces for the packet path;
 //! - [`carp`] shares addresses with other gateways, and [`sync`] tells them of the flows;
+//! - [`doctor`] finds out why nothing arrives, and [`import`] reads the configurations of other programs;
 //! - [`api`] serves all of it over a Unix socket, and [`cli`] is that socket's client.
 
 pub mod api;
@@ -19,6 +20,8 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod dataplane;
+pub mod doctor;
 pub mod health;
+pub mod import;
 pub mod net;
 pub mod sync;

@@ -30,9 +30,12 @@ fn help_of_every_command() {
         &["reload"],
         &["detach"],
         &["explain"],
+        &["doctor"],
         &["trace"],
         &["poll"],
         &["monitor"],
+        &["import"],
+        &["import", "relayd"],
         &["completions"],
         &["man"],
     ];

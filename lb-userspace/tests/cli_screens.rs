@@ -73,6 +73,7 @@ screens! {
     trace_unknown_service: "trace service web";
     trace_bad_filter: "trace hots 192.0.2.1";
     trace_bad_time: "trace --duration 3d";
+    doctor_without_configuration: "doctor -c /nonexistent/matapa.toml";
     drain: "backend drain mx1";
     unknown_backend: "backend disable mx9";
     reload: "reload";

@@ -247,11 +247,19 @@ impl Topology {
 
     /// Gives `port` of the switch a program that lets everything pass.
     fn let_pass(&self, port: &str) -> Result<()> {
+        self.let_pass_in(&self.switch, port)
+    }
+
+    /// Gives an interface a program that lets everything pass, as somebody else's would be there.
+    ///
+    /// # Errors
+    /// When it cannot be loaded, or the interface has one.
+    pub fn let_pass_in(&self, netns: &Netns, port: &str) -> Result<()> {
         let pass = Pinned::create(self.lab.pin_directory("pass"))?;
         // Not `ip -n`: it mounts a /sys without the BPF file system.
         let mut command = self.lab.command("ip")?;
         command.args(["link", "set", port, "xdpdrv", "pinned"]).arg(pass.path());
-        self.lab.finish(&self.switch, command, SETUP_LIMIT)?.expect("ip link set xdpdrv").map(drop)
+        self.lab.finish(netns, command, SETUP_LIMIT)?.expect("ip link set xdpdrv").map(drop)
     }
 
     /// The switch sends to `port` no frame for another MAC address than `mac` and those that spoke there, even when

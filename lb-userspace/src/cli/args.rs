@@ -165,6 +165,18 @@ Examples:
   matapa explain '[2001:db8::1]:40000' '[2001:db8::10]:25' --json | jq .reason
 ")]
     Explain(Explain),
+    /// Find out why nothing arrives
+    #[command(after_help = "\
+Looks at the machine, asks the daemon, and asks the network; changes nothing, except that the daemon's checks are run \
+once. Takes some seconds, and wants root: without it, less can be seen. What is wrong comes with the command that mends \
+it, or that tells more. Exit status 0: nothing is wrong; 1: something is.
+
+Examples:
+  matapa doctor
+  matapa doctor -c new.toml --all
+  matapa doctor --json | jq '.findings[] | select(.severity == \"problem\")'
+")]
+    Doctor(Doctor),
     /// Run all health checks now, and wait for their results
     #[command(after_help = "\
 Examples:
@@ -200,6 +212,15 @@ Examples:
   matapa monitor --json | jq 'select(.event == \"health\")'
 ")]
     Monitor(Monitor),
+    /// Rewrite the configuration of another program as Matapa's
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  matapa import relayd /etc/relayd.conf > matapa.toml
+"
+    )]
+    Import(ImportCommand),
     /// Print a completion script for a shell
     #[command(after_help = "\
 Examples:
@@ -322,6 +343,35 @@ pub enum CarpCommand {
     Release(CarpName),
 }
 
+#[derive(Debug, Subcommand)]
+#[command(infer_subcommands = true)]
+pub enum ImportCommand {
+    /// The tables and redirects of a relayd.conf of OpenBSD or FreeBSD
+    #[command(after_help = "\
+The new configuration goes to standard output, with comments that name the lines of the old one. What Matapa has no \
+equal for, or does in another way, is named on standard error with its line and what to use instead. A file with an \
+error gives no output and exit status 3; one without any redirect to take over, exit status 1.
+
+Examples:
+  matapa import relayd relayd.conf > matapa.toml && matapa check -c matapa.toml
+  matapa import relayd -D ext_addr=203.0.113.10 --interface eth0 --interface eth1 relayd.conf
+")]
+    Relayd(ImportRelayd),
+}
+
+#[derive(Debug, Args)]
+pub struct ImportRelayd {
+    /// The relayd.conf
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// An interface of the new configuration; may be repeated. Without it those that the file names, or eth0
+    #[arg(long = "interface", value_name = "NAME")]
+    pub interfaces: Vec<String>,
+    /// A macro, instead of what the file says; may be repeated
+    #[arg(short = 'D', long = "define", value_name = "NAME=VALUE", value_parser = definition)]
+    pub macros: Vec<(String, String)>,
+}
+
 #[derive(Debug, Args)]
 pub struct CarpName {
     /// As in `[carp.NAME]`; all when absent
@@ -374,6 +424,18 @@ pub struct Explain {
 }
 
 #[derive(Debug, Args)]
+pub struct Doctor {
+    #[command(flatten)]
+    pub file: ConfigFile,
+    /// Also what is as it should be
+    #[arg(long)]
+    pub all: bool,
+    /// Print everything as JSON, one line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct Trace {
     /// Which packets: words such as `host 192.0.2.1 port 25 drop`; all when absent
     #[arg(value_name = "FILTER")]
@@ -402,6 +464,17 @@ pub struct Monitor {
     /// Print the API's JSON, one line for each event
     #[arg(long)]
     pub json: bool,
+}
+
+/// `NAME=VALUE`.
+fn definition(text: &str) -> Result<(String, String), String> {
+    let plain = |name: &&str| {
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    match text.split_once('=').filter(|(name, _)| plain(name)) {
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        None => Err("give NAME=VALUE, as in ext_addr=203.0.113.10".to_owned()),
+    }
 }
 
 /// A number of seconds, minutes or hours: `10s`, `5m`, `1h`.

@@ -6,9 +6,11 @@
 pub mod args;
 pub mod carp;
 pub mod commands;
+pub mod doctor;
 pub mod exit;
 pub mod explain;
 pub mod generate;
+pub mod import;
 pub mod logging;
 pub mod monitor;
 pub mod output;
@@ -25,7 +27,7 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 
 use crate::api::client::Client;
-use crate::cli::args::{Cli, Command, DEFAULT_SOCKET, RunArgs};
+use crate::cli::args::{Cli, Command, DEFAULT_SOCKET, ImportCommand, RunArgs};
 pub use crate::cli::exit::{ExitCode, Failure};
 
 /// The commands that do their work in this process, without a daemon to ask.
@@ -83,6 +85,7 @@ fn dispatch(cli: Cli, hooks: &Hooks) -> Result<(), Failure> {
         Command::Run(arguments) => (hooks.run)(&arguments, given.as_deref()),
         Command::Check(file) => (hooks.check)(&file.config, output::errors_in_color()),
         Command::Detach => (hooks.detach)(),
+        Command::Import(ImportCommand::Relayd(arguments)) => import::relayd(&arguments),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { directory } => generate::man(&directory),
         Command::Show(arguments) => block_on(show::show(&client, arguments)),
@@ -90,6 +93,7 @@ fn dispatch(cli: Cli, hooks: &Hooks) -> Result<(), Failure> {
         Command::Carp(command) => block_on(commands::carp(&client, command)),
         Command::Reload => block_on(commands::reload(&client)),
         Command::Explain(arguments) => block_on(explain::explain(&client, &arguments)),
+        Command::Doctor(arguments) => block_on(doctor::doctor(&arguments, given)),
         Command::Poll => block_on(commands::poll(&client)),
         Command::Trace(arguments) => block_on(trace::trace(&client, &arguments, cli.verbose > 0)),
         Command::Monitor(arguments) => block_on(monitor::monitor(&client, arguments.json)),

@@ -41,3 +41,9 @@ pub fn complain(message: &str) {
     // With standard error closed there is nobody left to tell.
     let _ = writeln!(anstream::stderr().lock(), "{prefix}matapa:{prefix:#} {}", message.trim_end());
 }
+
+/// A remark on standard error.
+pub fn note(message: &str) {
+    // With standard error closed there is nobody left to tell.
+    let _ = writeln!(anstream::stderr().lock(), "{message}");
+}

@@ -8,9 +8,9 @@ use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 /// A range of bytes of the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Span {
-    pub(super) start: usize,
-    pub(super) end: usize,
+pub(crate) struct Span {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
 }
 
 impl From<std::ops::Range<usize>> for Span {
@@ -28,7 +28,7 @@ pub(super) struct At<T> {
 
 /// One error under construction.
 #[derive(Debug)]
-pub(super) struct Error {
+pub(crate) struct Error {
     span: Span,
     message: String,
     help: Option<String>,
@@ -48,13 +48,13 @@ enum Kind {
 
 impl Error {
     /// What to write instead.
-    pub(super) fn help(&mut self, help: impl Into<String>) -> &mut Self {
+    pub(crate) fn help(&mut self, help: impl Into<String>) -> &mut Self {
         self.help = Some(help.into());
         self
     }
 
     /// Another place that has to do with it.
-    pub(super) fn related(&mut self, span: Span, label: impl Into<String>) -> &mut Self {
+    pub(crate) fn related(&mut self, span: Span, label: impl Into<String>) -> &mut Self {
         self.related.push((span, label.into()));
         self
     }
@@ -62,13 +62,13 @@ impl Error {
 
 /// Collects errors while the document is walked.
 #[derive(Debug, Default)]
-pub(super) struct Errors {
+pub(crate) struct Errors {
     list: Vec<Error>,
 }
 
 impl Errors {
     /// Something at `span` is wrong: one sentence saying what, without a full stop.
-    pub(super) fn at(&mut self, span: Span, message: impl Into<String>) -> &mut Error {
+    pub(crate) fn at(&mut self, span: Span, message: impl Into<String>) -> &mut Error {
         self.push(span, message.into(), Kind::Local)
     }
 
@@ -82,7 +82,7 @@ impl Errors {
         self.push(span, message.into(), Kind::Absent)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
@@ -97,7 +97,7 @@ impl Errors {
     }
 
     /// Orders the errors by position and drops what only follows from a syntax error.
-    pub(super) fn finish(self, source: &str, file: &Path) -> Diagnostics {
+    pub(crate) fn finish(self, source: &str, file: &Path) -> Diagnostics {
         let lines = Lines::new(source);
         let syntax: HashSet<usize> = self
             .list

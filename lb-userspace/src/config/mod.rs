@@ -31,6 +31,7 @@ use std::time::Duration;
 pub use carp::{Carp, CarpDialect, CarpMac, Password, VirtualAddress, check_password};
 pub use cluster::{Cluster, Sync};
 pub use diagnostics::{Diagnostic, Diagnostics};
+pub(crate) use diagnostics::{Errors, Span};
 pub use explain::explain;
 pub use load::{ConfigError, load, parse};
 

@@ -21,6 +21,7 @@ use super::tracing::Tracing;
 use crate::api::types::{Event, EventKind, ServiceState};
 use crate::carp::task::Carp;
 use crate::config::Config;
+use crate::daemon::systemd;
 use crate::dataplane::flows::{Clock, Swept};
 use crate::dataplane::image::{Id, Server, server_port};
 use crate::dataplane::kernel::Kernel;
@@ -227,6 +228,7 @@ impl Control {
     }
 
     fn tick(&mut self) {
+        systemd::alive();
         self.dataplane.maps().heartbeat(monotonic_nanoseconds());
         if self.behind {
             self.converge();

@@ -2,5 +2,6 @@
 
 pub(crate) mod host;
 mod run;
+pub(crate) mod systemd;
 
 pub use run::{Options, detach, run};

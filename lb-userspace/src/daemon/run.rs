@@ -10,7 +10,7 @@ use log::{info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
-use super::host;
+use super::{host, systemd};
 use crate::api::{metrics, server, socket};
 use crate::carp;
 use crate::config::Config;
@@ -172,7 +172,9 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
     }
     let signals = signals()?;
     info!("ready, {} ms after start", started.elapsed().as_millis());
+    systemd::ready();
     control.run(requests, reports, signals).await;
+    systemd::stopping();
 
     stop.send_replace(true);
     report_end("API", api.await);

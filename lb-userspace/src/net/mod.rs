@@ -3,11 +3,16 @@
 //! [`watch`] follows the kernel; [`routes`] and [`ports`] decide from parsed messages. [`way`] asks for one route, and
 //! [`packet`] makes packets to ask the program about.
 
+mod ask;
 pub mod held;
 pub mod neighbours;
 pub mod packet;
 pub mod ports;
 pub mod routes;
+pub mod settings;
 mod socket;
 pub mod watch;
 pub mod way;
+
+pub(crate) use ask::Kernel;
+pub(crate) use socket::dump;

@@ -8,16 +8,14 @@ use std::io;
 use std::net::IpAddr;
 
 use log::{debug, warn};
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
+
+use super::ask::{Kernel, family};
 
 /// How many are looked at in one go: each costs the kernel some microseconds.
 const AT_ONCE: usize = 256;
@@ -76,53 +74,12 @@ fn look(addresses: impl Iterator<Item = IpAddr>) {
     }
 }
 
-/// A netlink socket for one question after the other. The kernel answers before it lets go of the question.
-struct Kernel(Socket);
-
 impl Kernel {
-    fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self(socket))
-    }
-
-    fn ask(&self, request: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetlinkMessage>> {
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.0.send(&bytes, 0)?;
-        let (bytes, _) = self.0.recv_from_full()?;
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-        match answer.payload {
-            NetlinkPayload::InnerMessage(message) => Ok(Some(message)),
-            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-            _ => Ok(None),
-        }
-    }
-
     /// Has the kernel find out the MAC address on the way to `address`, unless it knows it well.
-    fn resolve(&self, address: IpAddr) -> io::Result<()> {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family(address);
-        request.header.destination_prefix_length = if address.is_ipv6() { 128 } else { 32 };
-        request.attributes = vec![RouteAttribute::Destination(match address {
-            IpAddr::V4(address) => RouteAddress::Inet(address),
-            IpAddr::V6(address) => RouteAddress::Inet6(address),
-        })];
-        let answer = self.ask(RouteNetlinkMessage::GetRoute(request), 0)?;
-        let Some(RouteNetlinkMessage::NewRoute(route)) = answer else { return Ok(()) };
+    pub(crate) fn resolve(&self, address: IpAddr) -> io::Result<()> {
+        let Some(route) = self.route(address)? else { return Ok(()) };
         let Some((device, next_hop)) = next_hop(&route, address) else { return Ok(()) };
-        let entry = match self.ask(RouteNetlinkMessage::GetNeighbour(neighbour(device, next_hop)), 0) {
-            Ok(Some(RouteNetlinkMessage::NewNeighbour(entry))) => Some(entry),
-            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
-            _ => None,
-        };
-        if entry.is_some_and(|entry| is_settled(entry.header.state)) {
+        if self.neighbour(device, next_hop)?.is_some_and(|entry| is_settled(entry.header.state)) {
             return Ok(());
         }
         let mut request = neighbour(device, next_hop);
@@ -130,10 +87,22 @@ impl Kernel {
         let flags = NLM_F_CREATE | NLM_F_REPLACE | NLM_F_ACK;
         self.ask(RouteNetlinkMessage::NewNeighbour(request), flags).map(drop)
     }
+
+    /// What is known of a neighbour; nothing where nobody has asked for it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn neighbour(&self, device: u32, address: IpAddr) -> io::Result<Option<NeighbourMessage>> {
+        match self.ask(RouteNetlinkMessage::GetNeighbour(neighbour(device, address)), 0) {
+            Ok(Some(RouteNetlinkMessage::NewNeighbour(entry))) => Ok(Some(entry)),
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+            _ => Ok(None),
+        }
+    }
 }
 
 /// By which interface and whom a route leads to `address`; nothing where there is nobody to ask for.
-fn next_hop(route: &RouteMessage, address: IpAddr) -> Option<(u32, IpAddr)> {
+pub(crate) fn next_hop(route: &RouteMessage, address: IpAddr) -> Option<(u32, IpAddr)> {
     if route.header.kind != RouteType::Unicast {
         return None;
     }
@@ -176,13 +145,6 @@ fn neighbour(device: u32, address: IpAddr) -> NeighbourMessage {
         IpAddr::V6(address) => NeighbourAddress::Inet6(address),
     })];
     message
-}
-
-const fn family(address: IpAddr) -> AddressFamily {
-    match address {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
-    }
 }
 
 #[cfg(test)]

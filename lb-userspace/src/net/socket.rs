@@ -45,7 +45,7 @@ impl NetlinkSocket {
 ///
 /// # Errors
 /// When the kernel refuses, or when it changed so much meanwhile that the answer may have holes.
-pub(super) async fn dump(request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+pub(crate) async fn dump(request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
     /// The answer is inconsistent (linux/netlink.h).
     const NLM_F_DUMP_INTR: u16 = 0x10;
 

@@ -48,6 +48,15 @@ impl Announcer {
         }
     }
 
+    /// Asks who has `address`, on the interface `index`, in nobody's name, so that nobody learns anything wrong by it
+    /// (RFC 5227 section 2.1.1).
+    ///
+    /// # Errors
+    /// When the frame cannot be sent.
+    pub fn probe(&self, index: u32, mac: Mac, address: Ipv4Addr) -> io::Result<()> {
+        self.send(index, &arp_request(mac, Ipv4Addr::UNSPECIFIED, address))
+    }
+
     /// Sends an advertisement from `mac` to the group of its source's family, on the interface `index`: switches learn
     /// from it where `mac` is.
     ///
@@ -82,15 +91,20 @@ impl Announcer {
     }
 }
 
-/// An ARP request for one's own address, which all who know it take as news. Ethernet frame without padding.
+/// An ARP request for one's own address, which all who know it take as news.
 fn gratuitous_arp(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
+    arp_request(mac, address, address)
+}
+
+/// An Ethernet frame without padding (RFC 826).
+fn arp_request(mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let mut frame = ethernet(BROADCAST, mac, ETHERTYPE_ARP);
     // Ethernet, IPv4, their address lengths, request.
     frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
     frame.extend(mac);
-    frame.extend(address.octets());
+    frame.extend(sender.octets());
     frame.extend([0; 6]);
-    frame.extend(address.octets());
+    frame.extend(target.octets());
     frame
 }
 

@@ -34,6 +34,14 @@ pub fn directory() -> PathBuf {
         .map_or_else(|| DEFAULT_DIR.into(), PathBuf::from)
 }
 
+/// All pinned links of a directory, whoever has it.
+///
+/// # Errors
+/// When there is none, or it cannot be read.
+pub fn links_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    fs::read_dir(dir.join("links"))?.map(|entry| Ok(entry?.path())).collect()
+}
+
 impl Pins {
     /// Makes sure that the directory is there and ours alone.
     ///
@@ -130,10 +138,9 @@ impl Pins {
     /// # Errors
     /// When the directory cannot be read.
     pub fn links(&self) -> io::Result<Vec<PathBuf>> {
-        match fs::read_dir(self.dir.join("links")) {
-            Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+        match links_in(&self.dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error),
+            links => links,
         }
     }
 

@@ -1,0 +1,69 @@
+//! What packaging/matapa.service asks of the daemon: that it gets by with few privileges, and tells how it stands.
+
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::time::Duration;
+
+use lb_lab::traffic::EchoServer;
+use lb_lab::wait_until;
+
+use crate::support::{ECHO, Rig, TCP_CHECK, assert_prompt, binary, echo_config, root};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// What a line of the unit says, without repetition.
+fn setting(unit: &Path, key: &str) -> String {
+    let text = std::fs::read_to_string(unit).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    line.unwrap_or_else(|| panic!("no {key} in {}", unit.display())).to_owned()
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn few_privileges_are_enough_and_the_service_manager_is_told() {
+    let unit = root().join("packaging/matapa.service");
+    let capabilities = setting(&unit, "CapabilityBoundingSet");
+    let bounding: String = capabilities
+        .split(' ')
+        .map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase()))
+        .collect();
+    let rig = Rig::prepare(&echo_config(TCP_CHECK), &["mx1", "mx2"]);
+    let echo: Vec<EchoServer> =
+        rig.topology.servers.iter().map(|server| EchoServer::start(server, ECHO).unwrap()).collect();
+    let notify = rig.lab().directory().join("notify");
+    let manager = UnixDatagram::bind(&notify).unwrap();
+    manager.set_read_timeout(Some(LIMIT)).unwrap();
+    let hear = || {
+        let mut buffer = [0; 64];
+        let length = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let mut command = rig.lab().command("setpriv").unwrap();
+    command.arg("--no-new-privs").arg(format!("--bounding-set=-all{bounding}")).arg("--").arg(binary());
+    command
+        .env("MATAPA_PIN_DIR", rig.matapa.pins())
+        .env("NOTIFY_SOCKET", &notify)
+        .env("WATCHDOG_USEC", "30000000");
+    command.arg("--socket").arg(rig.matapa.socket()).arg("run");
+    command.arg("-c").arg(rig.lab().directory().join("gateway.toml"));
+    let mut daemon = rig.lab().start(&rig.gateway().netns, "unit", command).unwrap();
+    wait_until("the daemon to answer", LIMIT, || {
+        daemon.check_running()?;
+        Ok(rig.matapa.status().ok())
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {}", daemon.log()));
+    assert_eq!(hear(), "READY=1");
+    // Every second.
+    assert_eq!([hear(), hear()], ["WATCHDOG=1", "WATCHDOG=1"]);
+    rig.matapa.wait_healthy(LIMIT).unwrap();
+    assert_prompt(&rig.connect_echo());
+    let log = daemon.log();
+    assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
+    daemon.terminate(LIMIT).unwrap();
+    let last = std::iter::repeat_with(hear).take(10).find(|heard| heard != "WATCHDOG=1");
+    assert_eq!(last.as_deref(), Some("STOPPING=1"));
+    rig.matapa.detach().unwrap();
+    rig.matapa.check_nothing_left().unwrap();
+    drop((echo, daemon));
+    rig.remove();
+}

@@ -1,0 +1,3 @@
+//! Configurations of other programs as Matapa's.
+
+pub mod relayd;

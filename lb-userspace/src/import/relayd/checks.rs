@@ -1,0 +1,197 @@
+//! Checks of relayd as Matapa's.
+
+use super::syntax::{Check, HttpExpect};
+use super::toml::quoted;
+
+/// What the loader takes today. What it does not is written as the nearest thing that it takes, with a note.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Supported {
+    /// Types of checks.
+    pub(super) checks: &'static [&'static str],
+    /// `backup` in a service.
+    pub(super) backup: bool,
+}
+
+pub(super) const SUPPORTED: Supported = Supported { checks: &["tcp", "smtp"], backup: false };
+
+/// Where mail servers listen: there a greeting that is waited for is one of SMTP.
+const MAIL_PORTS: [u16; 3] = [25, 587, 2525];
+
+/// A check as it is written, without the keys that all checks have.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Written {
+    pub(super) kind: &'static str,
+    /// Keys of this type with their values in TOML.
+    pub(super) keys: Vec<(&'static str, String)>,
+    /// What it does not do as relayd does.
+    pub(super) notes: Vec<String>,
+}
+
+/// The check for a server whose port is `port`.
+pub(super) fn write(check: &Check, port: u16, supported: Supported) -> Written {
+    let wanted = translate(check, port);
+    if supported.checks.contains(&wanted.kind) {
+        return wanted;
+    }
+    let note = format!(
+        "check {}: Matapa has no {} check yet, so tcp stands here, which only opens a connection",
+        name(check),
+        wanted.kind
+    );
+    Written { kind: "tcp", keys: Vec::new(), notes: vec![note] }
+}
+
+/// As relayd.conf(5) calls it.
+const fn name(check: &Check) -> &'static str {
+    match check {
+        Check::Icmp => "icmp",
+        Check::Tcp => "tcp",
+        Check::Tls => "tls",
+        Check::Http { tls: false, .. } => "http",
+        Check::Http { tls: true, .. } => "https",
+        Check::Send { .. } => "send",
+        Check::Binary { .. } => "binary send",
+        Check::Script(_) => "script",
+    }
+}
+
+fn translate(check: &Check, port: u16) -> Written {
+    let plain = |kind| Written { kind, keys: Vec::new(), notes: Vec::new() };
+    match check {
+        Check::Icmp => plain("icmp"),
+        Check::Tcp => plain("tcp"),
+        Check::Tls => plain("tls"),
+        Check::Http { tls, path, host, expect } => {
+            let mut written = plain(if *tls { "https" } else { "http" });
+            written.keys.push(("path", quoted(path)));
+            if let Some(host) = host {
+                written.keys.push(("host", quoted(host)));
+            }
+            match expect {
+                HttpExpect::Code(code) => written.keys.push(("status", code.to_string())),
+                HttpExpect::Digest => {
+                    written.keys.push(("status", "200".to_owned()));
+                    written.notes.push(
+                        "digest: the page is not compared with a digest, only its status with 200; `body` looks for \
+                         a text in it"
+                            .to_owned(),
+                    );
+                }
+            }
+            written
+        }
+        Check::Send { send: None, expect, tls: false }
+            if expect.starts_with("220") && MAIL_PORTS.contains(&port) =>
+        {
+            let note = "check send nothing expect \"220 ...\": smtp stands here, which also takes a greeting of several \
+                        lines, and says EHLO and QUIT";
+            Written { kind: "smtp", keys: Vec::new(), notes: vec![note.to_owned()] }
+        }
+        Check::Send { send, expect, tls } => {
+            let mut written = plain("send-expect");
+            let glob = unescape(expect);
+            let prefix: String = glob.chars().take_while(|c| !"*?[".contains(*c)).collect();
+            if glob.strip_suffix('*') != Some(prefix.as_str()) {
+                written.notes.push(format!(
+                    "check send: the answer must begin with {}; relayd compares all of it with a pattern",
+                    quoted(&prefix)
+                ));
+            }
+            let send = send.as_ref().map(|send| format!("send = {}, ", quoted(&unescape(send))));
+            let step = format!("{{ {}expect = {} }}", send.unwrap_or_default(), quoted(&prefix));
+            written.keys.push(("steps", format!("[{step}]")));
+            if *tls {
+                written.keys.push(("tls", "true".to_owned()));
+            }
+            written
+        }
+        Check::Binary { send, expect, tls } => {
+            let mut written = plain("send-expect");
+            let send = send.as_ref().map(|send| format!("send_hex = {}, ", quoted(send)));
+            let step = format!("{{ {}expect_hex = {} }}", send.unwrap_or_default(), quoted(expect));
+            written.keys.push(("steps", format!("[{step}]")));
+            if *tls {
+                written.keys.push(("tls", "true".to_owned()));
+            }
+            written
+        }
+        Check::Script(path) => {
+            let mut written = plain("exec");
+            written.keys.push(("command", format!("[{}]", quoted(path))));
+            written.notes.push(
+                "check script: relayd takes an exit status above 0 for up, Matapa takes 0; turn the script's around"
+                    .to_owned(),
+            );
+            written
+        }
+    }
+}
+
+/// Line breaks as they are written in a pattern.
+fn unescape(text: &str) -> String {
+    text.replace("\\r", "\r").replace("\\n", "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Supported = Supported {
+        checks: &["tcp", "smtp", "icmp", "tls", "http", "https", "send-expect", "exec"],
+        backup: true,
+    };
+
+    fn show(check: &Check, port: u16) -> String {
+        let Written { kind, keys, notes } = write(check, port, ALL);
+        let keys: String = keys.iter().map(|(key, value)| format!(" {key}={value}")).collect();
+        format!("{kind}{keys} {}", notes.len())
+    }
+
+    #[test]
+    fn each_check_has_an_equal() {
+        let http = |tls, host: Option<&str>, expect| Check::Http {
+            tls,
+            path: "/up".to_owned(),
+            host: host.map(str::to_owned),
+            expect,
+        };
+        let send = |send: Option<&str>, expect: &str, tls| Check::Send {
+            send: send.map(str::to_owned),
+            expect: expect.to_owned(),
+            tls,
+        };
+        let shown = [
+            show(&Check::Icmp, 1),
+            show(&Check::Tls, 1),
+            show(&http(false, None, HttpExpect::Code(204)), 80),
+            show(&http(true, Some("a.example"), HttpExpect::Digest), 443),
+            show(&send(None, "220 *", false), 25),
+            show(&send(None, "220 *", false), 21),
+            show(&send(Some("PING\\r\\n"), "*PONG*", true), 6379),
+            show(&Check::Binary { send: None, expect: "0aff".to_owned(), tls: false }, 1),
+            show(&Check::Script("/bin/x".to_owned()), 1),
+        ];
+        assert_eq!(
+            shown,
+            [
+                "icmp 0",
+                "tls 0",
+                r#"http path="/up" status=204 0"#,
+                r#"https path="/up" host="a.example" status=200 1"#,
+                "smtp 1",
+                r#"send-expect steps=[{ expect = "220 " }] 0"#,
+                r#"send-expect steps=[{ send = "PING\r\n", expect = "" }] tls=true 1"#,
+                r#"send-expect steps=[{ expect_hex = "0aff" }] 0"#,
+                r#"exec command=["/bin/x"] 1"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_not_supported_yet_is_tcp_with_a_note() {
+        let only_tcp = Supported { checks: &["tcp"], backup: false };
+        let written = write(&Check::Icmp, 80, only_tcp);
+        assert_eq!((written.kind, written.notes.len()), ("tcp", 1));
+        assert_eq!(write(&Check::Tcp, 80, only_tcp).notes, Vec::<String>::new());
+    }
+}
