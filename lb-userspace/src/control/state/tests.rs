@@ -50,6 +50,7 @@ fn report(config: &Config, address: &str, port: u16, health: Health) -> Report {
         result: if health == Health::Up { Ok(()) } else { Err(CheckError::Refused) },
         health,
         previous: Health::Unknown,
+        certificate_expires: None,
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::config::{Check, CheckKind};
+use crate::config::Smtp;
 use crate::health::Health::{Down, Unknown, Up};
 
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -21,7 +21,7 @@ fn target_at(address: SocketAddr, interval: Duration) -> Target {
     let timeout = interval / 5;
     Target {
         address,
-        check: Check { kind: CheckKind::Smtp, interval, timeout, rise: 2, fall: 3, port: None },
+        check: Check { interval, timeout, rise: 2, fall: 3, ..Check::of(Probe::Smtp(Smtp::Plain)) },
     }
 }
 
@@ -57,7 +57,7 @@ impl Servers {
         sleep(self.takes).await;
         self.running.lock().unwrap().remove(&port);
         let refuses = self.refusing.lock().unwrap().contains(&port);
-        Examined { result: if refuses { Err(CheckError::Refused) } else { Ok(()) }, farewell: None }
+        Examined::verdict(if refuses { Err(CheckError::Refused) } else { Ok(()) })
     }
 
     fn starts(&self, port: u16) -> usize {
@@ -324,7 +324,7 @@ async fn a_check_that_panics_is_tried_again() {
         let calls = Arc::clone(&calls);
         async move {
             assert!(calls.fetch_add(1, Ordering::Relaxed) > 0, "the panic of this test");
-            Examined { result: Ok(()), farewell: None }
+            Examined::verdict(Ok(()))
         }
     });
     runner.set_targets(vec![(target(1), Unknown)]);
@@ -339,7 +339,7 @@ async fn a_local_error_changes_nothing() {
     let (reports, mut inbox) = mpsc::channel(16);
     let runner = spawn_with(reports, 10, SEED, move |_target: Arc<Target>| async move {
         let error = CheckError::Local { stage: crate::health::Stage::Connect, errno: libc::EMFILE };
-        Examined { result: Err(error), farewell: None }
+        Examined::verdict(Err(error))
     });
     runner.set_targets(vec![(target(1), Up)]);
     for _ in 0..10 {
