@@ -145,6 +145,9 @@ pub enum CheckError {
     /// Bad encoding or signature, wrong purpose, and so on.
     #[error("the server's certificate is not valid: {0}")]
     CertificateInvalid(String),
+    /// The gateway has nothing to check certificates by. Says nothing about the server.
+    #[error("trusted authorities cannot be read: {0}")]
+    Authorities(String),
     /// EHLO was answered without it.
     #[error("the server does not offer STARTTLS")]
     NoStartTls,
@@ -221,6 +224,7 @@ impl CheckError {
             Self::CertificateName(_) => 65,
             Self::CertificateIssuer => 66,
             Self::CertificateInvalid(_) => 67,
+            Self::Authorities(_) => 68,
             Self::NoStartTls => 70,
             Self::WrongRcode { .. } => 71,
             Self::NoSuchRecord => 72,
@@ -237,7 +241,7 @@ impl CheckError {
     /// not take every server down.
     #[must_use]
     pub const fn is_inconclusive(&self) -> bool {
-        matches!(self, Self::Local { .. } | Self::NoUser(_))
+        matches!(self, Self::Local { .. } | Self::NoUser(_) | Self::Authorities(_))
     }
 
     /// What an error of a socket call means.
@@ -289,6 +293,7 @@ mod tests {
             CheckError::CertificateName("mx.example".into()),
             CheckError::CertificateIssuer,
             CheckError::CertificateInvalid("bad signature".into()),
+            CheckError::Authorities("no such file".into()),
             CheckError::NoStartTls,
             CheckError::WrongRcode { rcode: 2 },
             CheckError::NoSuchRecord,

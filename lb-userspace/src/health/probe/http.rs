@@ -119,7 +119,7 @@ fn judge_status(response: &Response<Incoming>, http: &Http) -> Result<(), CheckE
         return Ok(());
     }
     let reason = response.extensions().get::<hyper::ext::ReasonPhrase>();
-    let reason = reason.map(hyper::ext::ReasonPhrase::as_bytes);
+    let reason = reason.map(hyper::ext::ReasonPhrase::as_bytes).filter(|reason| !reason.is_empty());
     let usual = || response.status().canonical_reason().unwrap_or_default().as_bytes();
     let text = excerpt(reason.unwrap_or_else(usual));
     Err(CheckError::WrongReply { stage: Stage::Response, code, text })

@@ -37,7 +37,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut dialogue = Dialogue { stream, buffer: [0; 1024], unread: 0..0 };
-    for (number, action) in (1..).zip(steps) {
+    for (index, action) in steps.iter().enumerate() {
+        let number = u8::try_from(index + 1).unwrap_or(u8::MAX);
         if let Err(error) = dialogue.take(action, number, deadline).await {
             // A client that gives up still closes in order.
             return Examined::from(error).with_farewell(tcp::leave(dialogue.stream));

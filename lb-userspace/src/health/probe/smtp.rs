@@ -140,7 +140,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Dialogue<S> {
             }
             // Who closes first keeps the port for a minute (TIME-WAIT); that should not be the gateway,
             // which would run out of ports to thousands of servers.
-            Leave::AfterClose => drain(&mut self.stream).await,
+            Leave::AfterClose => {
+                drain(&mut self.stream).await;
+                // Over TLS, so that the end is no truncation (RFC 8446 section 6.1).
+                let _ = self.stream.shutdown().await;
+            }
         }
     }
 

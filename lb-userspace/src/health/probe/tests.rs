@@ -15,6 +15,15 @@ use crate::config::{Check, Smtp};
 use crate::health::CheckError::{Closed, Malformed, Refused, Timeout, TooLong, WrongReply};
 use crate::health::Stage::{Connect, Ehlo, Greeting, Quit};
 
+mod certificates;
+mod dialogues;
+mod names;
+mod pings;
+mod programs;
+mod secured;
+mod starttls;
+mod web;
+
 /// Longer than any of these tests should take on a busy machine.
 const PATIENT: Duration = Duration::from_secs(20);
 /// For checks that are meant to time out.

@@ -174,11 +174,9 @@ async fn config_for(tls: &Tls) -> Result<Arc<ClientConfig>, CheckError> {
     }
     // Reading and parsing takes milliseconds, which other checks should not wait for.
     let loaded = tokio::task::spawn_blocking(move || load(&trust)).await;
-    loaded.unwrap_or_else(|_| Err(io::Error::other("broke off"))).map_err(|error| {
-        let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
-        log::warn!("no certificate can be checked: {error}");
-        CheckError::Local { stage: Stage::Handshake, errno }
-    })
+    loaded
+        .unwrap_or_else(|_| Err(io::Error::other("reading broke off")))
+        .map_err(|error| CheckError::Authorities(error.to_string()))
 }
 
 fn cached(trust: &Trust) -> Option<Arc<ClientConfig>> {
@@ -225,7 +223,7 @@ fn system_roots() -> io::Result<RootCertStore> {
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
         let why = found.errors.first().map_or_else(|| "none was found".to_owned(), ToString::to_string);
-        return Err(io::Error::new(io::ErrorKind::NotFound, format!("the system's authorities: {why}")));
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("the system's: {why}")));
     }
     Ok(roots)
 }

@@ -279,6 +279,75 @@ async fn the_number_of_checks_at_a_time_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn programs_that_hang_hold_up_none_but_each_other() {
+    let (reports, mut inbox) = mpsc::channel(1024);
+    let running = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let runner = spawn_with(reports, 100, SEED, {
+        let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+        move |target: Arc<Target>| {
+            let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+            async move {
+                if let Probe::Exec(_) = target.check.probe {
+                    most.fetch_max(running.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                    sleep(INTERVAL / 2).await;
+                    running.fetch_sub(1, Ordering::Relaxed);
+                }
+                Examined::verdict(Ok(()))
+            }
+        }
+    });
+    let exec = crate::config::Exec { command: vec!["/bin/true".to_owned()], user: None };
+    let program = |number| {
+        let Target { address, check } = target(number);
+        Target { address, check: Check { probe: Probe::Exec(Arc::new(exec.clone())), ..check } }
+    };
+    let targets = (1..=200).map(program).chain((201..=250).map(target));
+    runner.set_targets(targets.map(|target| (target, Unknown)).collect());
+    let start = Instant::now();
+    for _ in 0..50 {
+        assert!(next(&mut inbox).await.target.address.port() > 200);
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    for _ in 0..400 {
+        next(&mut inbox).await;
+    }
+    assert_eq!(most.load(Ordering::Relaxed), MAX_PROGRAMS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_in_sight_is_looked_at_faster() {
+    let servers = Servers::taking(Duration::ZERO);
+    let (runner, mut inbox) = servers.runner(16, 10);
+    let mut watched = target(1);
+    watched.check.fast_interval = Some(INTERVAL / 10);
+    watched.check.down_interval = Some(INTERVAL * 3);
+    watched.check.jitter = 0;
+    runner.set_targets(vec![(watched, Unknown)]);
+    assert_eq!(step(&mut inbox).await, (Unknown, Up));
+    assert_eq!(step(&mut inbox).await, (Up, Up));
+    servers.refuse(1);
+    let mut last = Instant::now();
+    let mut gap = || std::mem::replace(&mut last, Instant::now()).elapsed();
+    let near = |gap: Duration, wanted: Duration| gap.abs_diff(wanted) <= Duration::from_millis(2);
+    assert_eq!(step(&mut inbox).await, (Up, Up));
+    assert!(near(gap(), INTERVAL));
+    assert_eq!(step(&mut inbox).await, (Up, Up));
+    assert!(near(gap(), INTERVAL / 10));
+    assert_eq!(step(&mut inbox).await, (Up, Down));
+    assert!(near(gap(), INTERVAL / 10));
+    assert_eq!(step(&mut inbox).await, (Down, Down));
+    assert!(near(gap(), INTERVAL * 3));
+    servers.accept(1);
+    assert_eq!(step(&mut inbox).await, (Down, Down));
+    assert!(near(gap(), INTERVAL * 3));
+    assert_eq!(step(&mut inbox).await, (Down, Up));
+    assert!(near(gap(), INTERVAL / 10));
+    assert_eq!(step(&mut inbox).await, (Up, Up));
+    assert!(near(gap(), INTERVAL));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_receiver_holds_up_checks_but_not_commands() {
     let servers = Servers::taking(Duration::from_millis(10));
     let (runner, mut inbox) = servers.runner(2, 100);
