@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 
 pub use self::monitor::{Monitor, Seen};
-use self::types::{Counters, FlowTable, Status};
+use self::types::{Checks, Counters, FlowTable, Status};
 use crate::lab::Lab;
 use crate::process::{Finished, Process, tail, wait_until};
 use crate::topology::Gateway;
@@ -217,6 +217,16 @@ impl Matapa {
         let args = ["show", "flows", "--json", "--limit", "100000"];
         let text = self.cli(&args)?.expect("matapa show flows --json")?;
         serde_json::from_str(&text).with_context(|| format!("matapa show flows --json printed: {text}"))
+    }
+
+    /// The latest results of every check.
+    ///
+    /// # Errors
+    /// When the daemon does not answer or answers nonsense.
+    pub fn checks(&self) -> Result<Checks> {
+        let args = ["show", "backends", "--checks", "--json"];
+        let text = self.cli(&args)?.expect("matapa show backends --checks --json")?;
+        serde_json::from_str(&text).with_context(|| format!("the checks were: {text}"))
     }
 
     /// # Errors

@@ -7,9 +7,11 @@ pub mod http;
 pub mod iperf;
 mod line;
 pub mod path;
+pub mod postfix;
 pub mod prober;
 pub mod raw;
 pub mod smtp;
+pub mod tls;
 pub mod udp;
 
 pub use echo::EchoServer;
