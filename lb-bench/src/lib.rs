@@ -6,6 +6,7 @@
 //! proved by counters: a row in which one packet of a million went another way is an error, not a figure.
 
 pub mod cases;
+pub mod checks;
 pub mod floors;
 pub mod frames;
 pub mod instance;

@@ -49,6 +49,10 @@ screens! {
     one_service: "show services --service dns";
     unknown_service: "show services --service web";
     backends: "show backends";
+    checks: "show backends --checks";
+    checks_of_none: "show backends --checks --service dns";
+    checks_of_unknown_service: "show backends --checks --service web";
+    checks_json: "show backends --checks --json";
     flows: "show flows";
     flows_limited: "show flows --limit 1 --service mail";
     flows_of_none: "show flows --service dns";
@@ -116,7 +120,7 @@ fn a_refused_reload_lists_each_error() {
 #[test]
 fn events_are_one_line_each() {
     // The gap in the numbers is a line of its own.
-    for (name, arguments, lines) in [("monitor", "monitor", 9), ("monitor_json", "monitor --json", 8)] {
+    for (name, arguments, lines) in [("monitor", "monitor", 10), ("monitor_json", "monitor --json", 9)] {
         let mut fake = Fake::start();
         let mut child = matapa(&fake.socket(), arguments)
             .stdout(Stdio::piped())

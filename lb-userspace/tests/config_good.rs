@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lb_userspace::config::{
-    self, Check, CheckKind, Config, Flows, Forward, Listen, OnDown, Prefix, Protocol, Scheduler, Snat,
+    self, Check, Config, Flows, Forward, Listen, OnDown, Prefix, Probe, Protocol, Scheduler, Smtp, Snat,
     Tunnel, XdpMode,
 };
 
@@ -66,14 +66,9 @@ fn smallest() {
     assert_eq!(service.listen[0].to_string(), "203.0.113.10:25/tcp");
     assert_eq!(pool.name, "mail");
     assert_eq!(pool.on_down, OnDown::Reset);
-    let check = Check {
-        kind: CheckKind::Smtp,
-        interval: Duration::from_secs(10),
-        timeout: Duration::from_secs(2),
-        rise: 1,
-        fall: 2,
-        port: None,
-    };
+    let check = Check::of(Probe::Smtp(Smtp::Plain));
+    assert_eq!((check.interval, check.timeout), (Duration::from_secs(10), Duration::from_secs(2)));
+    assert_eq!((check.rise, check.fall, check.jitter, check.port), (1, 2, 5, None));
     assert_eq!(pool.check, Some(check));
     let backends: Vec<_> =
         pool.backends.iter().map(|backend| (backend.name.as_str(), backend.port, backend.weight)).collect();

@@ -20,6 +20,18 @@ pub enum Bench {
     Datapath(Options),
     /// Flows per second and lag of flow synchronisation, over loopback
     Sync(SyncOptions),
+    /// CPU and lateness of health checks, with thousands of servers on loopback
+    Checks(ChecksOptions),
+}
+
+/// How many, and where to.
+#[derive(clap::Args, Debug)]
+pub struct ChecksOptions {
+    #[command(flatten)]
+    common: SyncOptions,
+    /// How many servers are checked, once a second
+    #[arg(long, value_name = "N")]
+    backends: Option<u32>,
 }
 
 /// Where to.
@@ -57,7 +69,11 @@ pub struct Options {
 pub fn command(workspace: &Workspace, bench: &Bench) -> Result<bool> {
     let options = match bench {
         Bench::Datapath(options) => options,
-        Bench::Sync(options) => return sync(workspace, options),
+        Bench::Sync(options) => return plain(workspace, "lb-bench-sync", options, &[]),
+        Bench::Checks(ChecksOptions { common, backends }) => {
+            let backends = backends.map(|backends| ["--backends".to_owned(), backends.to_string()]);
+            return plain(workspace, "lb-bench-checks", common, &backends.unwrap_or_default());
+        }
     };
     if !nix::unistd::geteuid().is_root() {
         bail!("loading programs into the kernel needs root: run `cargo xtask bench` as root");
@@ -94,9 +110,11 @@ pub fn command(workspace: &Workspace, bench: &Bench) -> Result<bool> {
     Ok(command.status().context("cannot run cargo")?.success())
 }
 
-fn sync(workspace: &Workspace, options: &SyncOptions) -> Result<bool> {
+/// Runs a bench that needs no program of the kernel's.
+fn plain(workspace: &Workspace, program: &str, options: &SyncOptions, more: &[String]) -> Result<bool> {
     let mut command = host_cargo(workspace);
-    command.args(["run", "--quiet", "--release", "--package", "lb-bench", "--bin", "lb-bench-sync", "--"]);
+    command.args(["run", "--quiet", "--release", "--package", "lb-bench", "--bin", program, "--"]);
+    command.args(more.iter().filter(|word| !word.is_empty()));
     if let Some(path) = &options.json {
         command.arg("--json").arg(std::path::absolute(path).context("cannot use the name of the JSON file")?);
     }

@@ -37,7 +37,7 @@ const fn need(program: &'static str, [debian, fedora, arch, alpine]: [&'static s
 }
 
 /// Everything the test networks run.
-pub const LAB: [Need; 15] = [
+pub const LAB: [Need; 16] = [
     need("ip", ["iproute2", "iproute", "iproute2", "iproute2"], How::Install),
     need("nsenter", ["util-linux", "util-linux", "util-linux", "util-linux"], How::Install),
     need("ethtool", ["ethtool", "ethtool", "ethtool", "ethtool"], How::Install),
@@ -45,6 +45,7 @@ pub const LAB: [Need; 15] = [
     need("iperf3", ["iperf3", "iperf3", "iperf3", "iperf3"], How::Install),
     need("curl", ["curl", "curl", "curl", "curl"], How::Install),
     need("dnsmasq", ["dnsmasq-base", "dnsmasq", "dnsmasq", "dnsmasq"], How::Install),
+    need("openssl", ["openssl", "openssl", "openssl", "openssl"], How::Install),
     need("dig", ["bind9-dnsutils", "bind-utils", "bind", "bind-tools"], How::Install),
     need("ping", ["iputils-ping", "iputils", "iputils", "iputils-ping"], How::Install),
     need("traceroute", ["traceroute", "traceroute", "traceroute", "traceroute"], How::Install),

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 
 pub use self::monitor::{Monitor, Seen};
-use self::types::{CarpStatus, Counters, FlowTable, Status, SyncStatus};
+use self::types::{CarpStatus, Checks, Counters, FlowTable, Status, SyncStatus};
 use crate::lab::Lab;
 use crate::process::{Finished, Process, tail, wait_until};
 use crate::topology::Gateway;
@@ -241,6 +241,16 @@ impl Matapa {
         let args = ["show", "flows", "--json", "--limit", "100000"];
         let text = self.cli(&args)?.expect("matapa show flows --json")?;
         serde_json::from_str(&text).with_context(|| format!("matapa show flows --json printed: {text}"))
+    }
+
+    /// The latest results of every check.
+    ///
+    /// # Errors
+    /// When the daemon does not answer or answers nonsense.
+    pub fn checks(&self) -> Result<Checks> {
+        let args = ["show", "backends", "--checks", "--json"];
+        let text = self.cli(&args)?.expect("matapa show backends --checks --json")?;
+        serde_json::from_str(&text).with_context(|| format!("the checks were: {text}"))
     }
 
     /// # Errors

@@ -44,6 +44,33 @@ pub struct BackendStatus {
     pub packets: u64,
 }
 
+/// `matapa show backends --checks --json`
+#[derive(Clone, Debug, Deserialize)]
+pub struct Checks {
+    pub backends: Vec<BackendChecks>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct BackendChecks {
+    pub service: String,
+    pub backend: String,
+    pub check: String,
+    pub address: String,
+    pub health: String,
+    /// Seconds since the epoch.
+    pub certificate_expires: Option<f64>,
+    /// The newest first.
+    pub results: Vec<CheckResult>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct CheckResult {
+    pub time: f64,
+    pub millis: u64,
+    pub error: Option<String>,
+    pub error_number: Option<u16>,
+}
+
 /// `matapa show flows --json`
 #[derive(Clone, Debug, Deserialize)]
 pub struct FlowTable {
@@ -118,6 +145,11 @@ pub enum EventKind {
         from: String,
         to: String,
         reason: String,
+    },
+    Certificate {
+        service: String,
+        backend: String,
+        days: i64,
     },
     Admin {
         backend: String,

@@ -10,10 +10,12 @@ pub mod large_mail;
 mod line;
 mod paced;
 pub mod path;
+pub mod postfix;
 pub mod prober;
 pub mod raw;
 pub mod smtp;
 mod tcp_server;
+pub mod tls;
 pub mod transfers;
 pub mod udp;
 

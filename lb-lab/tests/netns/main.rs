@@ -7,6 +7,7 @@
 mod balance;
 mod carp;
 mod carp_support;
+mod checks;
 mod cleanup;
 mod doctor;
 mod errors;

@@ -15,7 +15,9 @@ use tokio::net::UnixStream;
 use crate::api::carp::{CarpChange, CarpStatus};
 use crate::api::explain::Explanation;
 use crate::api::sync::SyncStatus;
-use crate::api::types::{AdminState, BackendChange, Counters, ErrorBody, Flows, ReloadOutcome, Status};
+use crate::api::types::{
+    AdminState, BackendChange, Checks, Counters, ErrorBody, Flows, ReloadOutcome, Status,
+};
 
 /// A daemon that takes longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -87,6 +89,18 @@ impl Client {
         if let Some(service) = service {
             path = format!("{path}&service={}", percent_encoded(service));
         }
+        self.call(Method::GET, &path, PATIENCE).await
+    }
+
+    pub async fn checks(&self, service: Option<&str>) -> Result<Checks, ClientError> {
+        self.parse(&self.checks_json(service).await?)
+    }
+
+    pub async fn checks_json(&self, service: Option<&str>) -> Result<Bytes, ClientError> {
+        let path = match service {
+            Some(service) => format!("/v1/checks?service={}", percent_encoded(service)),
+            None => "/v1/checks".to_owned(),
+        };
         self.call(Method::GET, &path, PATIENCE).await
     }
 

@@ -183,6 +183,7 @@ fn backends(registry: &mut Registry, services: &[ServiceStatus]) {
     let bytes = Family::<BackendLabels, Counter>::default();
     let checks = Family::<CheckLabels, Counter>::default();
     let duration = Family::<BackendLabels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
+    let certificate = Family::<BackendLabels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
     for (service, backend) in pairs(services) {
         let labels = BackendLabels { service: service.name.clone(), backend: backend.name.clone() };
         up.get_or_create(&labels).set(i64::from(backend.health == Health::Up));
@@ -192,6 +193,9 @@ fn backends(registry: &mut Registry, services: &[ServiceStatus]) {
         bytes.get_or_create(&labels).inc_by(backend.bytes);
         if let Some(millis) = backend.last_check_millis {
             duration.get_or_create(&labels).set(std::time::Duration::from_millis(millis).as_secs_f64());
+        }
+        if let Some(expires) = backend.certificate_expires {
+            certificate.get_or_create(&labels).set(expires);
         }
         let BackendLabels { service, backend: name } = labels;
         for (state, text) in [
@@ -216,6 +220,8 @@ fn backends(registry: &mut Registry, services: &[ServiceStatus]) {
     registry.register_with_unit("backend", "Bytes forwarded to and from the backend", Unit::Bytes, bytes);
     registry.register("backend_checks", "Finished health checks", checks);
     registry.register_with_unit("backend_check_duration", "Last health check", Unit::Seconds, duration);
+    let help = "When the backend's certificate ends, since the epoch";
+    registry.register_with_unit("backend_certificate_end", help, Unit::Seconds, certificate);
 }
 
 fn pairs(services: &[ServiceStatus]) -> impl Iterator<Item = (&ServiceStatus, &BackendStatus)> {

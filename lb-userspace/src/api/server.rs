@@ -26,7 +26,7 @@ use crate::api::explain::{Explanation, Question};
 use crate::api::socket::ControlSocket;
 use crate::api::sync::SyncStatus;
 use crate::api::trace::{DEFAULT_RATE, Filter, MOST_RATE};
-use crate::api::types::{AdminState, BackendChange, Counters, Flows, ReloadOutcome, Status};
+use crate::api::types::{AdminState, BackendChange, Checks, Counters, Flows, ReloadOutcome, Status};
 use crate::carp::fsm::Wish;
 use crate::control::request::{ControlHandle, Request};
 use crate::net::way;
@@ -46,6 +46,7 @@ const HEALTHY_WITHIN: Duration = Duration::from_secs(5);
 const ROUTES: &[&str] = &[
     "GET /v1/status",
     "GET /v1/flows?limit=N&service=S",
+    "GET /v1/checks?service=S",
     "GET /v1/counters",
     "GET /v1/events",
     "GET /v1/explain?source=A:P&destination=A:P/PROTOCOL&flags=F&interface=I&vlan=N",
@@ -114,6 +115,7 @@ fn router(control: ControlHandle, closing: watch::Receiver<bool>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/flows", get(flows))
+        .route("/v1/checks", get(checks))
         .route("/v1/counters", get(counters))
         .route("/v1/events", get(events))
         .route("/v1/explain", get(explain))
@@ -146,6 +148,11 @@ fn limit(text: &str) -> Result<usize, ApiError> {
     text.parse().ok().filter(|limit| *limit <= MOST_FLOWS).ok_or_else(|| {
         ApiError::bad_request(format!("limit is {text:?}; give a whole number from 0 to {MOST_FLOWS}"))
     })
+}
+
+async fn checks(State(api): State<Api>, query: Pairs) -> Result<Json<Checks>, ApiError> {
+    let service = Parameters::new(query, &["service"])?.take("service");
+    Ok(Json(api.control.ask(|reply| Request::Checks { service, reply }).await??))
 }
 
 async fn counters(State(api): State<Api>) -> Result<Json<Counters>, ApiError> {

@@ -79,7 +79,16 @@ pub struct BackendStatus {
     pub checks_up: u64,
     /// The text of the last failure, while not up.
     pub last_error: Option<String>,
+    /// Of that failure: [`crate::health::CheckError::number`].
+    #[serde(default)]
+    pub last_error_number: Option<u16>,
     pub last_check_millis: Option<u64>,
+    /// What an operator should see to before it is a failure: a certificate that ends soon.
+    #[serde(default)]
+    pub notice: Option<String>,
+    /// When the first of the certificates ends that the server sent, in seconds since the epoch.
+    #[serde(default)]
+    pub certificate_expires: Option<f64>,
     /// Opening connections that were offered to another backend because this one was silent or refused.
     #[serde(default)]
     pub moved_away: u64,
@@ -112,6 +121,40 @@ pub struct Flows {
     pub total: u64,
     pub capacity: u64,
     pub flows: Vec<FlowStatus>,
+}
+
+/// `GET /v1/checks?service=S`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Checks {
+    pub backends: Vec<BackendChecks>,
+}
+
+/// What the checks of a backend have found lately.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackendChecks {
+    pub service: String,
+    pub backend: String,
+    /// `tcp`, `smtp`, ...
+    pub check: String,
+    /// What is checked: `198.51.100.11:25`, without a port where there is none.
+    pub address: String,
+    pub health: Health,
+    /// When the first of the certificates ends that the server sent, in seconds since the epoch.
+    pub certificate_expires: Option<f64>,
+    /// The last ten, the newest first.
+    pub results: Vec<CheckResult>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CheckResult {
+    /// When the verdict fell, in seconds since the epoch.
+    pub time: f64,
+    /// From the start of the check to its verdict.
+    pub millis: u64,
+    /// Why it failed, if it did.
+    pub error: Option<String>,
+    /// A number for each kind of failure: [`crate::health::CheckError::number`].
+    pub error_number: Option<u16>,
 }
 
 /// `GET /v1/counters`: why packets were forwarded, passed or dropped.
@@ -148,6 +191,18 @@ pub enum EventKind {
         from: Health,
         to: Health,
         reason: String,
+        /// Of the failure in `reason`, if it is one.
+        #[serde(default)]
+        error_number: Option<u16>,
+    },
+    /// The certificate that a backend sent ends soon, or has ended.
+    Certificate {
+        service: String,
+        backend: String,
+        /// Seconds since the epoch.
+        expires: f64,
+        /// Whole days until then; negative once it has ended.
+        days: i64,
     },
     /// The packet path found a backend silent; it gets no new flows until its next good check.
     Suspect {

@@ -102,6 +102,7 @@ Examples:
 Examples:
   matapa show                          the summary, in the columns of relayctl
   matapa show backends --watch         again every 2 seconds
+  matapa show backends --checks        the last results of each check
   matapa show flows --service mail --limit 20
   matapa show counters --all
   matapa show --json | jq '.services[].name'
@@ -293,7 +294,13 @@ pub enum Screen {
     /// Addresses, policy and traffic of each service
     Services(OfService),
     /// Health, traffic and last check of each backend
-    Backends(OfService),
+    Backends {
+        #[command(flatten)]
+        of: OfService,
+        /// The last ten results of each backend's check instead
+        #[arg(long)]
+        checks: bool,
+    },
     /// The connections in the flow table
     Flows {
         #[command(flatten)]

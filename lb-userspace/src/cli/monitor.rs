@@ -37,10 +37,18 @@ pub async fn monitor(client: &Client, json: bool) -> Result<(), Failure> {
 
 fn sentence(kind: &EventKind) -> String {
     match kind {
-        EventKind::Health { service, backend, from, to, reason } => {
+        EventKind::Health { service, backend, from, to, reason, .. } => {
             let ((from, _), (to, _)) = (health(*from), health(*to));
             let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
             format!("health {service}/{backend} {from} -> {to}{reason}")
+        }
+        EventKind::Certificate { service, backend, expires, days } => {
+            let end = match *days {
+                days if days < 0 => "has ended".to_owned(),
+                1 => "ends in 1 day".to_owned(),
+                days => format!("ends in {days} days"),
+            };
+            format!("certificate {service}/{backend} {end}: {}", stamp(*expires))
         }
         EventKind::Suspect { service, backend, moved_away } => {
             format!("suspect {service}/{backend} left {moved_away} connections unanswered")

@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use comfy_table::Cell;
 
 use crate::api::types::{
-    AdminState, BackendStatus, CounterValue, Counters, Flows, ServiceState, ServiceStatus, Status,
+    AdminState, BackendStatus, Checks, CounterValue, Counters, Flows, ServiceState, ServiceStatus, Status,
 };
 use crate::cli::exit::Failure;
+use crate::cli::monitor::stamp;
 use crate::cli::table::{
     Column::{Number, Prose, Text},
     Meaning, admin, clean, health, human_bytes, lines, status as word, table, text,
@@ -115,11 +116,66 @@ pub fn backends(status: &Status, only: Option<&str>) -> Result<String, Failure> 
                 Cell::new(backend.packets),
                 Cell::new(human_bytes(backend.bytes)),
                 Cell::new(millis),
-                text(backend.last_error.as_deref().unwrap_or_default()),
+                text(backend.last_error.as_deref().or(backend.notice.as_deref()).unwrap_or_default()),
             ]);
         }
     }
     Ok(lines(&table))
+}
+
+/// The last results of each check, the newest first.
+pub fn checks(checks: &Checks) -> String {
+    if checks.backends.is_empty() {
+        return "no backend is checked\n".to_owned();
+    }
+    let mut table = table(&[
+        Text("Service"),
+        Text("Name"),
+        Text("Check"),
+        Text("Health"),
+        Text("Time"),
+        Number("Took"),
+        Number("No"),
+        Prose("Result"),
+    ]);
+    let mut certificates = String::new();
+    for backend in &checks.backends {
+        let (health_word, health_meaning) = health(backend.health);
+        let mut head = vec![
+            text(&backend.service),
+            text(&backend.backend),
+            text(&format!("{} {}", backend.check, backend.address)),
+            word(health_word, health_meaning),
+        ];
+        if backend.results.is_empty() {
+            table.add_row(head.split_off(0));
+        }
+        for result in &backend.results {
+            let mut row = if head.is_empty() { vec![Cell::new(""); 4] } else { head.split_off(0) };
+            row.extend([
+                Cell::new(stamp(result.time)),
+                Cell::new(format!("{} ms", result.millis)),
+                Cell::new(result.error_number.map(|number| number.to_string()).unwrap_or_default()),
+                match &result.error {
+                    Some(error) => text(error),
+                    None => word("success", Meaning::Good),
+                },
+            ]);
+            table.add_row(row);
+        }
+        if let Some(expires) = backend.certificate_expires {
+            let name = clean(&backend.backend).into_owned();
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                certificates,
+                "the certificate of {}/{name} ends {}",
+                clean(&backend.service),
+                stamp(expires)
+            );
+        }
+    }
+    let gap = if certificates.is_empty() { "" } else { "\n" };
+    lines(&table) + gap + &certificates
 }
 
 /// The flow table, and how full it is.

@@ -42,7 +42,10 @@ async fn render(client: &Client, screen: &Screen, json: bool) -> Result<String, 
     match screen {
         Screen::Summary => Ok(screens::summary(&client.status().await?)),
         Screen::Services(of) => screens::services(&client.status().await?, of.service.as_deref()),
-        Screen::Backends(of) => screens::backends(&client.status().await?, of.service.as_deref()),
+        Screen::Backends { of, checks: true } => {
+            Ok(screens::checks(&client.checks(of.service.as_deref()).await?))
+        }
+        Screen::Backends { of, .. } => screens::backends(&client.status().await?, of.service.as_deref()),
         Screen::Flows { of, limit } => {
             Ok(screens::flows(&client.flows(*limit, of.service.as_deref()).await?))
         }
@@ -54,7 +57,8 @@ async fn render(client: &Client, screen: &Screen, json: bool) -> Result<String, 
 
 async fn raw(client: &Client, screen: &Screen) -> Result<String, crate::api::client::ClientError> {
     let bytes = match screen {
-        Screen::Summary | Screen::Services(_) | Screen::Backends(_) => client.status_json().await?,
+        Screen::Backends { of, checks: true } => client.checks_json(of.service.as_deref()).await?,
+        Screen::Summary | Screen::Services(_) | Screen::Backends { .. } => client.status_json().await?,
         Screen::Flows { of, limit } => client.flows_json(*limit, of.service.as_deref()).await?,
         Screen::Carp => client.carp_json().await?,
         Screen::Sync => client.sync_json().await?,

@@ -1,24 +1,69 @@
 //! Reading `check`.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostics::{At, Errors, Span};
-use super::document::{self, Entry, Known};
+use super::document::{self, Entry, Known, Value};
 use super::known_keys::{self, Place};
-use super::values::{self, show_duration};
-use super::{Check, CheckKind};
+use super::values::{self, quote, show_duration};
+use super::{Check, CheckKind, Dns, Http, Method, Probe, Smtp, Tls};
 
-const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
-const DEFAULT_RISE: u32 = 1;
-const DEFAULT_FALL: u32 = 2;
+mod dialogue;
+mod exec;
+mod names;
+mod tls;
+mod web;
 
 /// Below the least, checking costs a server more than its clients do.
 const INTERVALS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(24 * 3600);
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
+/// Percent. With more, two checks could start at the same time.
+const MOST_JITTER: u8 = 25;
+/// A path, a name, a text to be found.
+const LONGEST_TEXT: usize = 1024;
+
+const TYPES: &str = "write \"tcp\", \"tls\", \"http\", \"https\", \"smtp\", \"send-expect\", \"icmp\", \"dns\" or \
+                     \"exec\"";
+
+/// The kinds that a key belongs to; of the others, every kind takes it.
+const BELONGS: &[(&str, &[CheckKind])] = {
+    use CheckKind::{Dns, Exec, Http, Https, SendExpect, Smtp, Tcp, Tls};
+    const WEB: &[CheckKind] = &[Http, Https];
+    const SECURE: &[CheckKind] = &[Tls, Https, Smtp, SendExpect];
+    &[
+        ("port", &[Tcp, Tls, Http, Https, Smtp, SendExpect, Dns, Exec]),
+        ("source", &[Tcp, Tls, Http, Https, Smtp, SendExpect, CheckKind::Icmp, Dns]),
+        ("server_name", SECURE),
+        ("verify", SECURE),
+        ("ca_file", SECURE),
+        ("expiry_warning_days", SECURE),
+        ("starttls", &[Smtp]),
+        ("tls", &[Smtp, SendExpect]),
+        ("path", WEB),
+        ("host", WEB),
+        ("method", WEB),
+        ("status", WEB),
+        ("body", WEB),
+        ("steps", &[SendExpect]),
+        ("send", &[SendExpect]),
+        ("send_hex", &[SendExpect]),
+        ("expect", &[SendExpect]),
+        ("expect_hex", &[SendExpect]),
+        ("expect_glob", &[SendExpect]),
+        ("query", &[Dns]),
+        ("record", &[Dns]),
+        ("rcode", &[Dns]),
+        ("answer", &[Dns]),
+        ("transport", &[Dns]),
+        ("command", &[Exec]),
+        ("user", &[Exec]),
+    ]
+};
 
 /// A check as a word (`check = "smtp"`) or a table.
 pub(super) fn read(errors: &mut Errors, entry: Entry<'_>) -> Option<At<Check>> {
@@ -26,15 +71,19 @@ pub(super) fn read(errors: &mut Errors, entry: Entry<'_>) -> Option<At<Check>> {
     match entry.value.get_ref() {
         DeValue::String(word) => {
             let kind = read_kind(errors, word, span)?;
-            let check = Check {
-                kind,
-                interval: DEFAULT_INTERVAL,
-                timeout: DEFAULT_TIMEOUT,
-                rise: DEFAULT_RISE,
-                fall: DEFAULT_FALL,
-                port: None,
+            let Some(probe) = plain(kind) else {
+                let (what, example) = match kind {
+                    CheckKind::Exec => {
+                        ("command", "command = [\"/usr/local/bin/check-mail\", \"{address}\"]")
+                    }
+                    _ => ("dialogue", "expect = \"220\""),
+                };
+                let message = format!("the check \"{kind}\" needs its {what}");
+                let help = format!("write a table: {{ type = \"{kind}\", {example} }}");
+                errors.at(span, message).help(help);
+                return None;
             };
-            Some(At { value: check, span })
+            Some(At { value: Check::of(probe), span })
         }
         // A table may span many lines, or be a header of its own: the key is the better place to point at.
         DeValue::Table(table) => {
@@ -50,20 +99,51 @@ pub(super) fn read(errors: &mut Errors, entry: Entry<'_>) -> Option<At<Check>> {
     }
 }
 
-fn read_kind(errors: &mut Errors, word: &str, span: Span) -> Option<CheckKind> {
-    match known_keys::known(errors, Place::CheckType, word, span)? {
-        "smtp" => Some(CheckKind::Smtp),
-        _ => Some(CheckKind::Tcp),
+/// The probe of a kind that needs no more said.
+fn plain(kind: CheckKind) -> Option<Probe> {
+    let web = |tls| {
+        let status = web::DEFAULT_STATUS.into();
+        Http { method: Method::Get, path: "/".to_owned(), host: None, status, body: None, tls }
+    };
+    match kind {
+        CheckKind::Tcp => Some(Probe::Tcp),
+        CheckKind::Tls => Some(Probe::Tls(Arc::new(Tls::default()))),
+        CheckKind::Http => Some(Probe::Http(Arc::new(web(None)))),
+        CheckKind::Https => Some(Probe::Http(Arc::new(web(Some(Tls::default()))))),
+        CheckKind::Smtp => Some(Probe::Smtp(Smtp::Plain)),
+        CheckKind::Icmp => Some(Probe::Icmp),
+        CheckKind::Dns => Some(Probe::Dns(Arc::new(Dns {
+            query: ".".to_owned(),
+            record: names::DEFAULT_RECORD.to_owned(),
+            rcodes: vec![0],
+            answer: None,
+            tcp: false,
+        }))),
+        CheckKind::SendExpect | CheckKind::Exec => None,
     }
+}
+
+fn read_kind(errors: &mut Errors, word: &str, span: Span) -> Option<CheckKind> {
+    let word = known_keys::known(errors, Place::CheckType, word, span)?;
+    let all = [
+        CheckKind::Tcp,
+        CheckKind::Tls,
+        CheckKind::Http,
+        CheckKind::Https,
+        CheckKind::Smtp,
+        CheckKind::SendExpect,
+        CheckKind::Icmp,
+        CheckKind::Dns,
+        CheckKind::Exec,
+    ];
+    all.into_iter().find(|kind| kind.as_str() == word)
 }
 
 fn read_table(errors: &mut Errors, key: Span, table: &DeTable<'_>) -> Option<Check> {
     let known = Known::read(errors, Place::Check, table);
     let kind = match known.get("type") {
-        Some(entry) => {
-            document::text(errors, "type", entry.value, "a word in quotes", "write \"tcp\" or \"smtp\"")
-                .and_then(|word| read_kind(errors, word.value, word.span))
-        }
+        Some(entry) => document::text(errors, "type", entry.value, "a word in quotes", TYPES)
+            .and_then(|word| read_kind(errors, word.value, word.span)),
         None => {
             if known.lacks("type") {
                 errors
@@ -73,69 +153,230 @@ fn read_table(errors: &mut Errors, key: Span, table: &DeTable<'_>) -> Option<Che
             None
         }
     };
-    let (interval, timeout) = read_times(errors, &known, key);
+    let times = read_times(errors, &known, key);
     let count = |errors: &mut Errors, name: &str, default: u32| match known.get(name) {
         Some(entry) => document::integer(errors, entry, 1..=1000),
         None => Some(default),
     };
-    let rise = count(errors, "rise", DEFAULT_RISE);
-    let fall = count(errors, "fall", DEFAULT_FALL);
-    let port = match known.get("port") {
-        Some(entry) => document::integer(errors, entry, 1..=65535).map(|port| u16::try_from(port).ok()),
-        None => Some(None),
+    let defaults = Check::of(Probe::Tcp);
+    let rise = count(errors, "rise", defaults.rise);
+    let fall = count(errors, "fall", defaults.fall);
+    let port = optional(errors, &known, "port", |errors, entry| {
+        document::integer(errors, entry, 1..=65535).and_then(|port| u16::try_from(port).ok())
+    });
+    let jitter = match known.get("jitter") {
+        Some(entry) => read_jitter(errors, entry),
+        None => Some(defaults.jitter),
     };
-    let starttls = known.get("starttls").is_none_or(|entry| read_starttls(errors, entry, kind));
-    if !starttls {
+    let source = match known.get("source") {
+        Some(entry) => read_source(errors, entry),
+        None => Some((None, None)),
+    };
+    let belong = kind.is_none_or(|kind| check_keys(errors, &known, kind));
+    let probe = kind.and_then(|kind| read_probe(errors, &known, key, kind));
+    let (times, (source4, source6)) = (times?, source?);
+    if !belong {
         return None;
     }
-    Some(Check { kind: kind?, interval: interval?, timeout: timeout?, rise: rise?, fall: fall?, port: port? })
+    Some(Check {
+        probe: probe?,
+        interval: times.interval,
+        fast_interval: times.fast,
+        down_interval: times.down,
+        timeout: times.timeout,
+        rise: rise?,
+        fall: fall?,
+        jitter: jitter?,
+        port: port?,
+        source4,
+        source6,
+    })
 }
 
-fn read_times(errors: &mut Errors, known: &Known<'_>, key: Span) -> (Option<Duration>, Option<Duration>) {
+/// Whether every key is one of this kind.
+fn check_keys(errors: &mut Errors, known: &Known<'_>, kind: CheckKind) -> bool {
+    let mut good = true;
+    for (name, kinds) in BELONGS {
+        let Some(entry) = known.get(name).filter(|_| !kinds.contains(&kind)) else { continue };
+        good = false;
+        let words: Vec<&str> = kinds.iter().map(|kind| kind.as_str()).collect();
+        let message = match words.split_last() {
+            _ if *name == "port" => format!("`port` means nothing to {kind} checks"),
+            _ if *name == "source" => format!("`source` means nothing to {kind} checks"),
+            Some((last, [])) => format!("`{name}` belongs to {last} checks, and this one is {kind}"),
+            Some((last, rest)) => {
+                let rest = rest.join(", ");
+                format!("`{name}` belongs to {rest} and {last} checks, and this one is {kind}")
+            }
+            None => continue,
+        };
+        errors.at(entry.key.span, message).help("remove it");
+    }
+    good
+}
+
+fn read_probe(errors: &mut Errors, known: &Known<'_>, key: Span, kind: CheckKind) -> Option<Probe> {
+    match kind {
+        CheckKind::Tcp => Some(Probe::Tcp),
+        CheckKind::Icmp => Some(Probe::Icmp),
+        CheckKind::Tls => Some(Probe::Tls(Arc::new(tls::read(errors, known)?))),
+        CheckKind::Http => Some(Probe::Http(Arc::new(web::read(errors, known, false)?))),
+        CheckKind::Https => Some(Probe::Http(Arc::new(web::read(errors, known, true)?))),
+        CheckKind::Smtp => Some(Probe::Smtp(tls::read_smtp(errors, known)?)),
+        CheckKind::SendExpect => Some(Probe::SendExpect(Arc::new(dialogue::read(errors, known, key)?))),
+        CheckKind::Dns => Some(Probe::Dns(Arc::new(names::read(errors, known)?))),
+        CheckKind::Exec => Some(Probe::Exec(Arc::new(exec::read(errors, known, key)?))),
+    }
+}
+
+/// `Some(None)` for a key that is not there, `None` for one that is wrong.
+#[expect(clippy::option_option, reason = "absent and wrong are two things")]
+fn optional<'k, T>(
+    errors: &mut Errors,
+    known: &Known<'k>,
+    name: &str,
+    read: impl FnOnce(&mut Errors, Entry<'k>) -> Option<T>,
+) -> Option<Option<T>> {
+    match known.get(name) {
+        Some(entry) => read(errors, entry).map(Some),
+        None => Some(None),
+    }
+}
+
+/// A text of one line that is neither empty nor longer than anybody needs.
+fn line(errors: &mut Errors, entry: Entry<'_>, example: &str) -> Option<String> {
+    let key = entry.key.value;
+    let help = format!("write `{key} = \"{example}\"`");
+    let text = document::text(errors, key, entry.value, "a text in quotes", &help)?;
+    let wrong = if text.value.is_empty() {
+        "is empty".to_owned()
+    } else if text.value.len() > LONGEST_TEXT {
+        format!("is longer than {LONGEST_TEXT} bytes")
+    } else if let Some(c) = text.value.chars().find(|c| c.is_control()) {
+        format!("contains \"{}\"", c.escape_debug())
+    } else {
+        return Some(text.value.to_owned());
+    };
+    errors.at(text.span, format!("`{key}` {wrong}")).help(help);
+    None
+}
+
+/// The times of a check.
+struct Times {
+    interval: Duration,
+    fast: Option<Duration>,
+    down: Option<Duration>,
+    timeout: Duration,
+}
+
+fn read_times(errors: &mut Errors, known: &Known<'_>, key: Span) -> Option<Times> {
+    let defaults = Check::of(Probe::Tcp);
     let mut read = |name: &str, range, default| match known.get(name) {
         Some(entry) => values::duration(errors, entry, range),
         None => Some(At { value: default, span: key }),
     };
-    let interval = read("interval", &INTERVALS, DEFAULT_INTERVAL);
-    let timeout = read("timeout", &TIMEOUTS, DEFAULT_TIMEOUT);
+    let interval = read("interval", &INTERVALS, defaults.interval);
+    let timeout = read("timeout", &TIMEOUTS, defaults.timeout);
+    let mut others = [("fast_interval", None), ("down_interval", None)];
+    for (name, value) in &mut others {
+        *value = optional(errors, known, name, |errors, entry| values::duration(errors, entry, &INTERVALS));
+    }
     if let (Some(interval), Some(timeout)) = (&interval, &timeout)
         && timeout.value >= interval.value
     {
-        let (given, limit) = (show_duration(timeout.value), show_duration(interval.value));
-        let half = show_duration(interval.value / 2);
-        if known.get("timeout").is_none() {
-            let message = format!(
-                "the check's timeout, {given} unless given, must be shorter than its interval {limit}"
-            );
-            errors
-                .at(interval.span, message)
-                .help(format!("add `timeout = \"{half}\"`, or lengthen the interval"));
-        } else if known.get("interval").is_none() {
-            let message =
-                format!("timeout {given} must be shorter than the interval, which is {limit} unless given");
-            let double = show_duration(timeout.value * 2);
-            errors.at(timeout.span, message).help(format!("shorten it, or add `interval = \"{double}\"`"));
-        } else {
-            let message = format!("timeout {given} must be shorter than interval {limit}");
-            let error = errors.at(timeout.span, message);
-            error
-                .related(interval.span, "the interval")
-                .help(format!("write `timeout = \"{half}\"`, or lengthen the interval"));
+        timeout_too_long(errors, known, interval, timeout);
+    } else if let Some(timeout) = &timeout {
+        for (name, value) in &others {
+            let Some(Some(other)) = value else { continue };
+            if timeout.value >= other.value {
+                let (given, limit) = (show_duration(timeout.value), show_duration(other.value));
+                let half = show_duration(other.value / 2);
+                let message = format!("`{name}` {limit} is not longer than the timeout, which is {given}");
+                let help = format!("lengthen it, or write `timeout = \"{half}\"`");
+                errors.at(other.span, message).help(help);
+            }
         }
     }
-    (interval.map(|at| at.value), timeout.map(|at| at.value))
+    let [(_, fast), (_, down)] = others;
+    Some(Times {
+        interval: interval?.value,
+        fast: fast?.map(|at| at.value),
+        down: down?.map(|at| at.value),
+        timeout: timeout?.value,
+    })
 }
 
-/// Whether the check can be used.
-fn read_starttls(errors: &mut Errors, entry: Entry<'_>, kind: Option<CheckKind>) -> bool {
-    let Some(starttls) = document::boolean(errors, entry) else { return false };
-    if kind == Some(CheckKind::Tcp) {
-        errors.at(entry.key.span, "`starttls` belongs to smtp checks, and this one is tcp").help("remove it");
-        return false;
+fn timeout_too_long(errors: &mut Errors, known: &Known<'_>, interval: &At<Duration>, timeout: &At<Duration>) {
+    let (given, limit) = (show_duration(timeout.value), show_duration(interval.value));
+    let half = show_duration(interval.value / 2);
+    if known.get("timeout").is_none() {
+        let message =
+            format!("the check's timeout, {given} unless given, must be shorter than its interval {limit}");
+        errors
+            .at(interval.span, message)
+            .help(format!("add `timeout = \"{half}\"`, or lengthen the interval"));
+    } else if known.get("interval").is_none() {
+        let message =
+            format!("timeout {given} must be shorter than the interval, which is {limit} unless given");
+        let double = show_duration(timeout.value * 2);
+        errors.at(timeout.span, message).help(format!("shorten it, or add `interval = \"{double}\"`"));
+    } else {
+        let message = format!("timeout {given} must be shorter than interval {limit}");
+        let error = errors.at(timeout.span, message);
+        error
+            .related(interval.span, "the interval")
+            .help(format!("write `timeout = \"{half}\"`, or lengthen the interval"));
     }
-    if starttls {
-        let help = "write `starttls = false`, or leave it out; the check then ends after EHLO";
-        errors.at(entry.span(), "`starttls = true` is not yet supported").help(help);
+}
+
+/// A part of the interval, as in `"5%"`.
+fn read_jitter(errors: &mut Errors, entry: Entry<'_>) -> Option<u8> {
+    let help = format!("write a part of the interval from \"0%\" to \"{MOST_JITTER}%\"");
+    let text = document::text(errors, "jitter", entry.value, "a percentage in quotes", &help)?;
+    let percent = text.value.strip_suffix('%').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+    let value = percent.and_then(|digits| digits.parse().ok()).filter(|value| *value <= MOST_JITTER);
+    if value.is_none() {
+        let wrong = if percent.is_some_and(|digits| !digits.is_empty()) {
+            "is out of range"
+        } else {
+            "is no percentage"
+        };
+        errors.at(text.span, format!("`jitter` {wrong}: {}", quote(text.value))).help(help);
     }
-    !starttls
+    value
+}
+
+/// An address, or one of each family.
+fn read_source(errors: &mut Errors, entry: Entry<'_>) -> Option<(Option<Ipv4Addr>, Option<Ipv6Addr>)> {
+    let help = "write an address of this gateway, or one of each family: \
+                [\"198.51.100.1\", \"2001:db8:64::1\"]";
+    let items: &[Value<'_>] = match entry.value.get_ref() {
+        DeValue::String(_) => std::slice::from_ref(entry.value),
+        _ => document::list(errors, entry, "an address, or a list of them", help),
+    };
+    let (mut source4, mut source6) = (None, None);
+    let mut good = !items.is_empty();
+    for item in items {
+        let text = document::text(errors, "source", item, "an address in quotes", help);
+        let address = text.and_then(|text| {
+            let address =
+                text.value.parse::<IpAddr>().ok().filter(|a| !a.is_unspecified() && !a.is_multicast());
+            if address.is_none() {
+                let message = format!("{} is no address that checks can come from", quote(text.value));
+                errors.at(text.span, message).help(help);
+            }
+            address.map(|value| At { value, span: text.span })
+        });
+        let twice = match address.map(|at| at.value) {
+            Some(IpAddr::V4(v4)) => source4.replace(v4).is_some(),
+            Some(IpAddr::V6(v6)) => source6.replace(v6).is_some(),
+            None => false,
+        };
+        good &= address.is_some() && !twice;
+        if let Some(At { value, span }) = address.filter(|_| twice) {
+            let family = if value.is_ipv4() { "IPv4" } else { "IPv6" };
+            errors.at(span, format!("`source` has two {family} addresses")).help("remove one of the two");
+        }
+    }
+    good.then_some((source4, source6))
 }

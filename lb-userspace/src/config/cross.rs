@@ -9,7 +9,8 @@ use super::pools::PoolParts;
 use super::services::{PoolRef, ServiceParts};
 use super::values::quote;
 use super::{
-    Backend, Config, Control, Flows, Listen, Pool, Protocol, Service, Snat, Tunnel, XdpMode, listeners, modes,
+    Backend, CheckKind, Config, Control, Flows, Listen, Pool, Protocol, Service, Snat, Tunnel, XdpMode,
+    listeners, modes,
 };
 
 /// A document's parts, each of them read and none compared with another.
@@ -221,31 +222,37 @@ fn same_server_twice(
     }
 }
 
-/// Both kinds of check are TCP connections; a port that no TCP traffic goes to says nothing to them.
+/// Most kinds of check are TCP connections; a port that no TCP traffic goes to says nothing to them. DNS may use either,
+/// but not do without.
 fn check_ports(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
     for (service, pool) in pairs {
         let Some(check) = pool.check.as_ref().filter(|check| check.value.port.is_none()) else { continue };
-        let kind = check.value.kind;
+        let kind = check.value.kind();
+        let needs = match kind {
+            _ if kind.uses_tcp() => "TCP port",
+            CheckKind::Dns => "port",
+            _ => continue,
+        };
         let name = quote(&service.name.value);
         let any = service.listen.iter().find(|at| at.value.protocol == Protocol::Any);
         let udp_only = service.complete && service.listen.iter().all(|at| at.value.protocol == Protocol::Udp);
         let (listen, message, label) = match (any, service.listen.first()) {
             (Some(any), _) => {
                 let message = format!(
-                    "a {kind} check needs a TCP port, and {} of service {name} has no ports",
+                    "a {kind} check needs a {needs}, and {} of service {name} has no ports",
                     any.value
                 );
                 (any, message, "no ports")
             }
-            (None, Some(first)) if udp_only => {
-                (first, format!("a {kind} check needs a TCP port, and service {name} has only UDP"), "UDP")
+            (None, Some(first)) if udp_only && kind.uses_tcp() => {
+                (first, format!("a {kind} check needs a {needs}, and service {name} has only UDP"), "UDP")
             }
             (None, _) => continue,
         };
         let error = errors.at(check.span, message);
         error.related(listen.span, label);
         error.help(format!(
-            "write `check = {{ type = \"{kind}\", port = N }}` with a TCP port of the servers, \
+            "write `check = {{ type = \"{kind}\", port = N }}` with a {needs} of the servers, \
              or remove the check"
         ));
     }

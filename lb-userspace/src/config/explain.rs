@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use super::forwarding::rewrites;
 use super::services::DEFAULT_NEW_FLOW_LIMIT;
-use super::values::show_duration;
-use super::{Backend, Check, Config, Flows, Forward, OnDown, Pool, Service};
+use super::values::{clip, quote, show_duration};
+use super::{Backend, Check, Config, Flows, Forward, OnDown, Pool, Probe, RCODES, Service, Smtp};
 
 /// Says in a few lines what a configuration does: equal configurations give equal text.
 pub fn explain(config: &Config) -> String {
@@ -106,7 +106,7 @@ fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::
         )?;
     }
     match &pool.check {
-        Some(check) => writeln!(out, "  checks      {}", show_check(check))?,
+        Some(check) => write_check(out, check)?,
         None => writeln!(out, "  checks      nothing: backends are taken as up")?,
     }
     let on_down = match pool.on_down {
@@ -149,16 +149,99 @@ fn write_forward(out: &mut String, service: &Service) -> std::fmt::Result {
     }
 }
 
-fn show_check(check: &Check) -> String {
+fn write_check(out: &mut String, check: &Check) -> std::fmt::Result {
     let port = check.port.map(|port| format!(" port {port}")).unwrap_or_default();
-    format!(
-        "{}{port} every {}, timeout {}; up after {}, down after {}",
-        check.kind,
+    writeln!(
+        out,
+        "  checks      {}{port} every {}, timeout {}; up after {}, down after {}",
+        check.kind(),
         show_duration(check.interval),
         show_duration(check.timeout),
         count(check.rise as usize, "success"),
         count(check.fall as usize, "failure"),
-    )
+    )?;
+    if let Some(fast) = check.fast_interval {
+        writeln!(out, "              every {} while a change is in sight", show_duration(fast))?;
+    }
+    if let Some(down) = check.down_interval {
+        writeln!(out, "              every {} while down", show_duration(down))?;
+    }
+    let sources: Vec<String> = check
+        .source4
+        .iter()
+        .map(ToString::to_string)
+        .chain(check.source6.iter().map(ToString::to_string))
+        .collect();
+    if !sources.is_empty() {
+        writeln!(out, "              from {}", sources.join(" and "))?;
+    }
+    if check.jitter != Check::of(Probe::Tcp).jitter {
+        writeln!(out, "              {} % earlier or later, by chance", check.jitter)?;
+    }
+    write_probe(out, &check.probe)
+}
+
+/// What is asked, and what is a good answer.
+fn write_probe(out: &mut String, probe: &Probe) -> std::fmt::Result {
+    match probe {
+        Probe::Tcp | Probe::Tls(_) | Probe::Icmp | Probe::Smtp(Smtp::Plain) => {}
+        Probe::Smtp(Smtp::StartTls(_)) => writeln!(out, "              with STARTTLS")?,
+        Probe::Smtp(Smtp::Tls(_)) => writeln!(out, "              over TLS")?,
+        Probe::Http(http) => {
+            let host = http.host.as_ref().map(|host| format!(" of {host}")).unwrap_or_default();
+            let status: Vec<String> = http.status.iter().map(|range| show_range(*range)).collect();
+            let body =
+                http.body.as_ref().map(|text| format!(", {} in the body", quote(text))).unwrap_or_default();
+            let (method, path, status) = (http.method, clip(&http.path), status.join(", "));
+            writeln!(out, "              {method} {path}{host}: status {status}{body}")?;
+        }
+        Probe::SendExpect(dialogue) => {
+            for step in &dialogue.steps {
+                let sends = (!step.send.is_empty())
+                    .then(|| format!("send {}", quote(&String::from_utf8_lossy(&step.send))));
+                let expects =
+                    step.expect.as_ref().map(|pattern| format!("expect {}", quote(&pattern.written)));
+                let both: Vec<String> = sends.into_iter().chain(expects).collect();
+                writeln!(out, "              {}", both.join(", "))?;
+            }
+        }
+        Probe::Dns(dns) => {
+            let rcodes: Vec<&str> =
+                dns.rcodes.iter().filter_map(|code| RCODES.get(usize::from(*code)).copied()).collect();
+            let answer = dns.answer.as_ref().map(|text| format!(" with {}", quote(text))).unwrap_or_default();
+            let transport = if dns.tcp { "TCP" } else { "UDP" };
+            let (query, record, rcodes) = (clip(&dns.query), &dns.record, rcodes.join(" or "));
+            writeln!(out, "              {query} {record} over {transport}: {rcodes}{answer}")?;
+        }
+        Probe::Exec(exec) => {
+            let user = exec.user.as_ref().map(|user| format!(" as {user}")).unwrap_or_default();
+            writeln!(out, "              runs {}{user}", clip(&exec.command.join(" ")))?;
+        }
+    }
+    let Some(tls) = probe.tls() else { return Ok(()) };
+    let host = match probe {
+        Probe::Http(http) => http.host.as_deref(),
+        _ => None,
+    };
+    let name = tls.server_name.as_deref().or(host).map_or_else(|| "the server's address".to_owned(), clip);
+    let verified = if tls.verify {
+        let authority = match &tls.ca_file {
+            Some(file) => format!("authorities in {}", file.display()),
+            None => "the system's authorities".to_owned(),
+        };
+        format!("certificate must be for {name}, by {authority}")
+    } else {
+        "any certificate will do".to_owned()
+    };
+    let warning = match tls.expiry_warning_days {
+        0 => "no warning of its end".to_owned(),
+        days => format!("warning {} before its end", count(days as usize, "day")),
+    };
+    writeln!(out, "              {verified}; {warning}")
+}
+
+fn show_range((first, last): (u16, u16)) -> String {
+    if first == last { first.to_string() } else { format!("{first}-{last}") }
 }
 
 fn show_target(backend: &Backend) -> String {

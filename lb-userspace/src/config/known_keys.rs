@@ -15,6 +15,7 @@ pub(super) enum Place {
     Flows,
     Tunnel,
     Check,
+    Step,
     Carp,
     Cluster,
     Sync,
@@ -26,11 +27,13 @@ pub(super) enum Place {
     Protocol,
     CarpDialect,
     CarpMac,
+    Method,
+    Transport,
 }
 
 use Place::{
-    Backend, Carp, CarpDialect, CarpMac, Check, CheckType, Cluster, Control, Flows, Forward, OnDown, Pool,
-    Protocol, Scheduler, Service, Snat, Sync, Top, Tunnel, XdpMode,
+    Backend, Carp, CarpDialect, CarpMac, Check, CheckType, Cluster, Control, Flows, Forward, Method, OnDown,
+    Pool, Protocol, Scheduler, Service, Snat, Step, Sync, Top, Transport, Tunnel, XdpMode,
 };
 
 impl Place {
@@ -38,7 +41,18 @@ impl Place {
     const fn holds_keys(self) -> bool {
         matches!(
             self,
-            Top | Control | Pool | Backend | Service | Snat | Flows | Tunnel | Check | Carp | Cluster | Sync
+            Top | Control
+                | Pool
+                | Backend
+                | Service
+                | Snat
+                | Flows
+                | Tunnel
+                | Check
+                | Step
+                | Carp
+                | Cluster
+                | Sync
         )
     }
 
@@ -54,11 +68,14 @@ impl Place {
             Flows => "in [flows]",
             Tunnel => "in [tunnel]",
             Check => "in a check",
+            Step => "in a step",
             Carp => "in a carp table",
             Cluster => "in [cluster]",
             Sync => "in `sync`",
             CarpDialect => "dialect",
             CarpMac => "mac",
+            Method => "method",
+            Transport => "transport",
             XdpMode => "xdp_mode",
             OnDown => "on_down",
             Forward => "forward",
@@ -78,10 +95,6 @@ enum Support {
 }
 
 use Support::{Later, Now};
-
-const CHECK_KEY: &str =
-    "remove it, or use what the tcp and smtp checks offer: interval, timeout, rise, fall, port";
-const CHECK_TYPE: &str = "use \"tcp\" or \"smtp\"";
 
 const WORDS: &[(Place, &str, Support)] = &[
     (Top, "interfaces", Now),
@@ -136,18 +149,39 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Check, "fall", Now),
     (Check, "port", Now),
     (Check, "starttls", Now),
-    (Check, "jitter", Later("remove it")),
-    (Check, "tls", Later(CHECK_KEY)),
-    (Check, "path", Later(CHECK_KEY)),
-    (Check, "host", Later(CHECK_KEY)),
-    (Check, "status", Later(CHECK_KEY)),
-    (Check, "body", Later(CHECK_KEY)),
-    (Check, "steps", Later(CHECK_KEY)),
-    (Check, "send", Later(CHECK_KEY)),
-    (Check, "expect", Later(CHECK_KEY)),
-    (Check, "command", Later(CHECK_KEY)),
-    (Check, "query", Later(CHECK_KEY)),
-    (Check, "through_vip", Later(CHECK_KEY)),
+    (Check, "fast_interval", Now),
+    (Check, "down_interval", Now),
+    (Check, "jitter", Now),
+    (Check, "source", Now),
+    (Check, "tls", Now),
+    (Check, "server_name", Now),
+    (Check, "verify", Now),
+    (Check, "ca_file", Now),
+    (Check, "expiry_warning_days", Now),
+    (Check, "path", Now),
+    (Check, "host", Now),
+    (Check, "method", Now),
+    (Check, "status", Now),
+    (Check, "body", Now),
+    (Check, "steps", Now),
+    (Check, "send", Now),
+    (Check, "send_hex", Now),
+    (Check, "expect", Now),
+    (Check, "expect_hex", Now),
+    (Check, "expect_glob", Now),
+    (Check, "query", Now),
+    (Check, "record", Now),
+    (Check, "rcode", Now),
+    (Check, "answer", Now),
+    (Check, "transport", Now),
+    (Check, "command", Now),
+    (Check, "user", Now),
+    (Check, "via", Later("remove it; checks go to the servers' own addresses")),
+    (Step, "send", Now),
+    (Step, "send_hex", Now),
+    (Step, "expect", Now),
+    (Step, "expect_hex", Now),
+    (Step, "expect_glob", Now),
     (Carp, "interface", Now),
     (Carp, "vhid", Now),
     (Carp, "addresses", Now),
@@ -190,13 +224,17 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Scheduler, "least-connections", Now),
     (CheckType, "tcp", Now),
     (CheckType, "smtp", Now),
-    (CheckType, "tls", Later(CHECK_TYPE)),
-    (CheckType, "http", Later(CHECK_TYPE)),
-    (CheckType, "https", Later(CHECK_TYPE)),
-    (CheckType, "send-expect", Later(CHECK_TYPE)),
-    (CheckType, "icmp", Later(CHECK_TYPE)),
-    (CheckType, "dns", Later(CHECK_TYPE)),
-    (CheckType, "exec", Later(CHECK_TYPE)),
+    (CheckType, "tls", Now),
+    (CheckType, "http", Now),
+    (CheckType, "https", Now),
+    (CheckType, "send-expect", Now),
+    (CheckType, "icmp", Now),
+    (CheckType, "dns", Now),
+    (CheckType, "exec", Now),
+    (Method, "GET", Now),
+    (Method, "HEAD", Now),
+    (Transport, "udp", Now),
+    (Transport, "tcp", Now),
     (Protocol, "tcp", Now),
     (Protocol, "udp", Now),
     (Protocol, "any", Now),

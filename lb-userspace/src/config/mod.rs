@@ -19,6 +19,7 @@ mod listeners;
 mod load;
 mod modes;
 mod pools;
+mod probes;
 mod services;
 mod syntax;
 mod values;
@@ -34,6 +35,9 @@ pub use diagnostics::{Diagnostic, Diagnostics};
 pub(crate) use diagnostics::{Errors, Span};
 pub use explain::explain;
 pub use load::{ConfigError, load, parse};
+pub use probes::{
+    Check, CheckKind, Dns, Exec, Http, Method, Pattern, Piece, Probe, RCODES, SendExpect, Smtp, Step, Tls,
+};
 
 /// A checked configuration. Every name in it is unique and every reference resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,30 +158,6 @@ pub struct Backend {
     pub port: Option<u16>,
     /// Share of new flows relative to the others; 0 takes none.
     pub weight: u16,
-}
-
-/// What to check on a backend, and how often. Equal checks of one address are run once.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Check {
-    pub kind: CheckKind,
-    /// Between the starts of two checks. Default 10 s.
-    pub interval: Duration,
-    /// For the whole check. Default 2 s, shorter than `interval`.
-    pub timeout: Duration,
-    /// Successes in a row that bring a backend up. Default 1.
-    pub rise: u32,
-    /// Failures in a row that take a backend down. Default 2.
-    pub fall: u32,
-    /// `None`: the port that traffic goes to.
-    pub port: Option<u16>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum CheckKind {
-    /// The connection opens; it is then closed.
-    Tcp,
-    /// Greeting of one or many lines, EHLO, QUIT.
-    Smtp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

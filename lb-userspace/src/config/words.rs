@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{CheckKind, Forward, Listen, OnDown, Prefix, Protocol, Scheduler, XdpMode};
+use super::{CheckKind, Forward, Listen, Method, OnDown, Prefix, Protocol, Scheduler, XdpMode};
 
 macro_rules! words {
     ($type:ty { $($variant:ident = $word:literal),+ $(,)? }) => {
@@ -25,7 +25,18 @@ macro_rules! words {
 
 words!(XdpMode { Auto = "auto", Native = "native", Generic = "generic" });
 words!(OnDown { Reset = "reset", Keep = "keep" });
-words!(CheckKind { Tcp = "tcp", Smtp = "smtp" });
+words!(CheckKind {
+    Tcp = "tcp",
+    Tls = "tls",
+    Http = "http",
+    Https = "https",
+    Smtp = "smtp",
+    SendExpect = "send-expect",
+    Icmp = "icmp",
+    Dns = "dns",
+    Exec = "exec",
+});
+words!(Method { Get = "GET", Head = "HEAD" });
 words!(Protocol { Tcp = "tcp", Udp = "udp", Any = "any" });
 words!(Forward { Nat = "nat", Snat = "snat", Dsr = "dsr", Ipip = "ipip", Gue = "gue" });
 words!(Scheduler {

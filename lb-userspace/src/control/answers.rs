@@ -7,7 +7,7 @@ use log::{info, warn};
 use super::request::{Refusal, Request};
 use super::status::{self, Sources};
 use super::task::Control;
-use crate::api::types::{AdminState, BackendChange, CounterValue, Counters, EventKind, Flows};
+use crate::api::types::{AdminState, BackendChange, Checks, CounterValue, Counters, EventKind, Flows};
 use crate::carp;
 use crate::dataplane::Maps as _;
 use crate::net::held::Counts;
@@ -21,6 +21,9 @@ impl Control {
             }
             Request::Flows { limit, service, reply } => {
                 let _ = reply.send(self.flows(limit, service.as_deref()));
+            }
+            Request::Checks { service, reply } => {
+                let _ = reply.send(self.checks(service.as_deref()));
             }
             Request::Counters(reply) => {
                 let _ = reply.send(self.counters());
@@ -65,6 +68,15 @@ impl Control {
         }
         let clock = self.clock().map_err(|error| Refusal::Failed(format!("{error:#}")))?;
         Ok(status::flows(&self.dataplane, clock, limit, service))
+    }
+
+    fn checks(&self, service: Option<&str>) -> Result<Checks, Refusal> {
+        if let Some(name) = service
+            && !self.config.services.iter().any(|s| s.name == name)
+        {
+            return Err(Refusal::NotFound(status::no_such_backend(&self.config, "", service)));
+        }
+        Ok(status::checks(&self.config, &self.state, service))
     }
 
     pub(super) fn counters(&self) -> Counters {

@@ -6,7 +6,7 @@ use crate::api::carp::{CarpChange, CarpStatus};
 use crate::api::explain::{Explanation, Question};
 use crate::api::sync::SyncStatus;
 use crate::api::trace::Filter;
-use crate::api::types::{AdminState, BackendChange, Counters, Event, Flows, ReloadOutcome, Status};
+use crate::api::types::{AdminState, BackendChange, Checks, Counters, Event, Flows, ReloadOutcome, Status};
 use crate::carp::fsm::Wish;
 use crate::control::tracing::Trace;
 
@@ -37,6 +37,11 @@ pub enum Request {
         limit: usize,
         service: Option<String>,
         reply: Reply<Result<Flows, Refusal>>,
+    },
+    /// The latest results of each backend's checks.
+    Checks {
+        service: Option<String>,
+        reply: Reply<Result<Checks, Refusal>>,
     },
     Counters(Reply<Counters>),
     /// What the program would do with a packet. `towards`: the interface by which the kernel sends to its source.

@@ -1,14 +1,14 @@
 //! What is known of the servers, and what is wanted of them.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, SystemTime};
 
 use super::passive::Passive;
 use crate::api::types::AdminState;
 use crate::config::{Backend, Config, Listen, Service};
 use crate::dataplane::desired::Verdicts;
 use crate::dataplane::image::{BackendEntry, Image, Server, server_port, serves};
-use crate::health::{Health, Report, Target};
+use crate::health::{CheckError, Health, Report, Target};
 
 /// What the checks of one target have found.
 #[derive(Clone, Debug, Default)]
@@ -16,8 +16,39 @@ pub struct Checked {
     pub health: Health,
     pub checks: u64,
     pub checks_up: u64,
-    pub last_error: Option<String>,
+    pub last_error: Option<CheckError>,
     pub last_latency: Option<Duration>,
+    /// The latest [`KEPT_RESULTS`], the newest first.
+    pub results: VecDeque<Outcome>,
+    /// When the first of the certificates ends that the server sent last.
+    pub certificate_expires: Option<SystemTime>,
+    /// Of which end it was warned, and when.
+    warned: Option<(SystemTime, SystemTime)>,
+}
+
+/// How many results of each check can be shown.
+pub const KEPT_RESULTS: usize = 10;
+/// How often the same certificate is warned of.
+const WARN_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// One finished check.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub at: SystemTime,
+    pub latency: Duration,
+    pub result: Result<(), CheckError>,
+}
+
+/// Whole days until a certificate ends that is to be warned of at `now`; negative once it has ended.
+pub fn ends_soon(target: &Target, expires: SystemTime, now: SystemTime) -> Option<i64> {
+    const DAY: u64 = 24 * 3600;
+    let days = target.check.probe.tls()?.expiry_warning_days;
+    let whole = |time: Duration| i64::try_from(time.as_secs() / DAY).unwrap_or(i64::MAX);
+    let left = match expires.duration_since(now) {
+        Ok(left) => whole(left),
+        Err(ago) => -1 - whole(ago.duration()),
+    };
+    (days > 0 && left < i64::from(days)).then_some(left)
 }
 
 /// A backend of a service, by their names.
@@ -104,14 +135,36 @@ impl State {
         checked.health = report.health;
         checked.last_latency = Some(report.latency);
         checked.checks += 1;
+        checked.results.truncate(KEPT_RESULTS - 1);
+        checked.results.push_front(Outcome {
+            at: report.at,
+            latency: report.latency,
+            result: report.result.clone(),
+        });
+        checked.certificate_expires = report.certificate_expires.or(checked.certificate_expires);
         match &report.result {
             Ok(()) => {
                 checked.checks_up += 1;
                 checked.last_error = None;
             }
-            Err(error) => checked.last_error = Some(error.to_string()),
+            Err(error) => checked.last_error = Some(error.clone()),
         }
         changed
+    }
+
+    /// Whole days until the certificate ends that the reported check has seen, if it is time to warn of that: once a day.
+    pub fn certificate_warning(&mut self, report: &Report) -> Option<(SystemTime, i64)> {
+        let expires = report.certificate_expires?;
+        let days = ends_soon(&report.target, expires, report.at)?;
+        let checked = self.checked.get_mut(&report.target)?;
+        let again = |(of, at): (SystemTime, SystemTime)| {
+            of != expires || report.at.duration_since(at).is_ok_and(|since| since >= WARN_EVERY)
+        };
+        if !checked.warned.is_none_or(again) {
+            return None;
+        }
+        checked.warned = Some((expires, report.at));
+        Some((expires, days))
     }
 
     /// What the checks say of a backend behind a listener; `None` without a check.

@@ -1,13 +1,15 @@
 //! What the API shows, put together from the state, the image and the maps.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use lb_common::abi::BackendStats;
 
-use super::state::State;
+use super::state::{Outcome, State, ends_soon, target, uses};
 use crate::api::types::{
-    BackendStatus, FlowStatus, Flows, InterfaceStatus, ServiceState, ServiceStatus, Status,
+    BackendChecks, BackendStatus, CheckResult, Checks, FlowStatus, Flows, InterfaceStatus, ServiceState,
+    ServiceStatus, Status,
 };
 use crate::config::{Backend, Config, Service};
 use crate::dataplane::desired::Verdicts as _;
@@ -16,7 +18,7 @@ use crate::dataplane::image::{Id, Image, address_from, server_port, serves};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach::Attached;
 use crate::dataplane::{Dataplane, Maps as _};
-use crate::health::Health;
+use crate::health::{CheckError, Health};
 
 /// What a status is put together from.
 #[derive(Debug)]
@@ -99,6 +101,18 @@ fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -
         .unwrap_or(if healths.is_empty() { Health::Unknown } else { Health::Up });
     let suspect = ids.iter().any(|id| dataplane.image().backends.get(id).is_some_and(|b| b.suspect));
     let silent = || suspect.then(|| "left connections unanswered".to_owned());
+    let error = checked.iter().find_map(|c| c.last_error.as_ref());
+    let expires = checked.iter().filter_map(|c| c.certificate_expires).min();
+    let now = SystemTime::now();
+    let soon = service
+        .listen
+        .iter()
+        .filter_map(|listen| {
+            let target = target(config, service, listen, backend)?;
+            let expires = state.checked(config, service, listen, backend)?.certificate_expires?;
+            Some((ends_soon(&target, expires, now)?, expires))
+        })
+        .min();
     let checks = checked.iter().map(|c| c.checks).sum();
     let checks_up = checked.iter().map(|c| c.checks_up).sum();
     BackendStatus {
@@ -112,7 +126,10 @@ fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -
         availability_percent: (checks > 0).then(|| checks_up as f64 * 100.0 / checks as f64),
         checks,
         checks_up,
-        last_error: checked.iter().find_map(|c| c.last_error.clone()).or_else(silent),
+        last_error: error.map(ToString::to_string).or_else(silent),
+        last_error_number: error.map(CheckError::number),
+        notice: soon.map(|(days, _)| certificate_sentence(days)),
+        certificate_expires: expires.map(seconds),
         last_check_millis: checked
             .iter()
             .filter_map(|c| c.last_latency)
@@ -123,6 +140,58 @@ fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -
         flows: ids.iter().map(|id| dataplane.maps().flows().live(*id)).sum(),
         packets: stats.to_packets + stats.from_packets,
         bytes: stats.to_bytes + stats.from_bytes,
+    }
+}
+
+/// `GET /v1/checks`: a backend that is checked on several ports is there once for each.
+pub fn checks(config: &Config, state: &State, service: Option<&str>) -> Checks {
+    let mut backends: Vec<BackendChecks> = Vec::new();
+    let mut known = BTreeSet::new();
+    for s in config.services.iter().filter(|s| service.is_none_or(|wanted| wanted == s.name)) {
+        for (target, listen, backend) in uses(config, s) {
+            let checked = state.checked(config, s, listen, backend).cloned().unwrap_or_default();
+            let shown = BackendChecks {
+                service: s.name.clone(),
+                backend: backend.name.clone(),
+                check: target.check.kind().to_string(),
+                address: match target.address.port() {
+                    0 => target.address.ip().to_string(),
+                    _ => target.address.to_string(),
+                },
+                health: checked.health,
+                certificate_expires: checked.certificate_expires.map(seconds),
+                results: checked.results.iter().map(check_result).collect(),
+            };
+            if known.insert((s.name.as_str(), backend.name.as_str(), target)) {
+                backends.push(shown);
+            }
+        }
+    }
+    Checks { backends }
+}
+
+fn check_result(outcome: &Outcome) -> CheckResult {
+    let error = outcome.result.as_ref().err();
+    CheckResult {
+        time: seconds(outcome.at),
+        millis: u64::try_from(outcome.latency.as_millis()).unwrap_or(u64::MAX),
+        error: error.map(ToString::to_string),
+        error_number: error.map(CheckError::number),
+    }
+}
+
+/// Since the epoch.
+pub fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// What to say of a certificate that ends in so many whole days.
+pub fn certificate_sentence(days: i64) -> String {
+    match days {
+        ..0 => "the certificate has ended".to_owned(),
+        0 => "the certificate ends in less than a day".to_owned(),
+        1 => "the certificate ends in 1 day".to_owned(),
+        days => format!("the certificate ends in {days} days"),
     }
 }
 

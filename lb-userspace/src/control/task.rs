@@ -14,7 +14,7 @@ use super::explain::Explaining;
 use super::held::HeldFragments;
 use super::request::{Refusal, Request};
 use super::resets::{self, Connection};
-use super::state::{State, uses};
+use super::state::{Name, State, uses};
 use super::status;
 use super::sync::FlowSync;
 use super::tracing::Tracing;
@@ -28,7 +28,7 @@ use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach::Attached;
 use crate::dataplane::kernel::pins::Pins;
 use crate::dataplane::{Dataplane, Maps};
-use crate::health::{Report, Runner, Target};
+use crate::health::{CheckError, Report, Runner, Target};
 use crate::net::neighbours::Neighbours;
 use crate::net::ports::Interfaces;
 
@@ -146,8 +146,10 @@ impl Control {
     fn reports(&mut self, batch: &[Report], verdict: Instant) {
         let mut changed = false;
         let mut before = Vec::new();
+        let mut ending = Vec::new();
         for report in batch {
-            if report.result.is_ok() {
+            // To find a target's servers costs as much as there are, and reports come by the thousand.
+            if report.result.is_ok() && self.state.passive.has_suspects() {
                 let servers = self.servers(&report.target);
                 changed |= self.state.passive.acquit(|server| servers.contains(server));
             }
@@ -158,16 +160,16 @@ impl Control {
                 changed = true;
                 before.push(report);
             }
+            ending.extend(self.state.certificate_warning(report).map(|warning| (report, warning)));
         }
+        self.tell_certificates(&ending);
         if !changed {
             return;
         }
         let services = self.service_states();
         let steps = self.converge();
         let micros = u64::try_from(verdict.elapsed().as_micros()).unwrap_or(u64::MAX);
-        for report in before {
-            self.tell_health(report);
-        }
+        self.tell_health(&before);
         self.tell_services(&services);
         self.emit(EventKind::Applied { operations: steps as u64, micros });
         self.reset_connections();
@@ -185,27 +187,57 @@ impl Control {
             .collect()
     }
 
-    fn tell_health(&mut self, report: &Report) {
-        let reason =
-            report.result.as_ref().err().map_or_else(|| "check succeeded".to_owned(), ToString::to_string);
-        let mut told = Vec::new();
+    /// The backends, by service and name, that each target is checked for.
+    fn names(&self) -> BTreeMap<Target, Vec<Name>> {
+        let mut names: BTreeMap<Target, Vec<Name>> = BTreeMap::new();
         for service in &self.config.services {
             for (target, _, backend) in uses(&self.config, service) {
-                if target == report.target {
-                    told.push((service.name.clone(), backend.name.clone()));
-                }
+                names.entry(target).or_default().push((service.name.clone(), backend.name.clone()));
             }
         }
-        told.dedup();
-        for (service, backend) in told {
-            info!("{service}/{backend} is {:?} (was {:?}): {reason}", report.health, report.previous);
-            self.emit(EventKind::Health {
-                service,
-                backend,
-                from: report.previous,
-                to: report.health,
-                reason: reason.clone(),
-            });
+        names.values_mut().for_each(Vec::dedup);
+        names
+    }
+
+    fn tell_health(&mut self, reports: &[&Report]) {
+        if reports.is_empty() {
+            return;
+        }
+        let names = self.names();
+        for report in reports {
+            let error = report.result.as_ref().err();
+            let reason = error.map_or_else(|| "check succeeded".to_owned(), ToString::to_string);
+            for (service, backend) in names.get(&report.target).into_iter().flatten() {
+                info!("{service}/{backend} is {:?} (was {:?}): {reason}", report.health, report.previous);
+                self.emit(EventKind::Health {
+                    service: service.clone(),
+                    backend: backend.clone(),
+                    from: report.previous,
+                    to: report.health,
+                    reason: reason.clone(),
+                    error_number: error.map(CheckError::number),
+                });
+            }
+        }
+    }
+
+    /// Certificates that end soon, with the whole days that are left.
+    fn tell_certificates(&mut self, ending: &[(&Report, (SystemTime, i64))]) {
+        if ending.is_empty() {
+            return;
+        }
+        let names = self.names();
+        for (report, (expires, days)) in ending {
+            for (service, backend) in names.get(&report.target).into_iter().flatten() {
+                let address = report.target.address;
+                warn!("{service}/{backend} ({address}): {}", status::certificate_sentence(*days));
+                self.emit(EventKind::Certificate {
+                    service: service.clone(),
+                    backend: backend.clone(),
+                    expires: status::seconds(*expires),
+                    days: *days,
+                });
+            }
         }
     }
 

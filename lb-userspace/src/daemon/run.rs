@@ -113,7 +113,10 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         config_file: options.config_file.clone(),
         pins,
         attached: Vec::new(),
-        runner: health::spawn(reports_to),
+        runner: {
+            health::raise_descriptor_limit();
+            health::spawn(reports_to)
+        },
         events: events.clone(),
         swept: Swept::default(),
         started,

@@ -50,6 +50,12 @@ impl Fsm {
         self.health
     }
 
+    /// Whether the latest conclusive result contradicts the health: more of the like would change it.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        self.against > 0
+    }
+
     /// Takes in one result and returns the health after it.
     pub fn observe(&mut self, outcome: Outcome) -> Health {
         let (says, needed) = match outcome {
@@ -103,6 +109,7 @@ mod tests {
         for (health, against, outcome, health_after, against_after) in table {
             let mut fsm = Fsm { health, rise: 2, fall: 3, against };
             assert_eq!(fsm.observe(outcome), health_after, "{health:?} {against} {outcome:?}");
+            assert_eq!(fsm.is_changing(), against_after > 0);
             assert_eq!(fsm, Fsm { health: health_after, rise: 2, fall: 3, against: against_after });
         }
     }

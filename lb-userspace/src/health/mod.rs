@@ -21,7 +21,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
-use crate::config::Check;
+use crate::config::{Check, CheckKind};
 
 mod error;
 pub mod fsm;
@@ -30,7 +30,7 @@ pub mod runner;
 pub mod schedule;
 
 pub use error::{CheckError, Stage};
-pub use runner::{Runner, spawn};
+pub use runner::{Runner, raise_descriptor_limit, spawn};
 
 /// What the checks say of a server. Whether an operator wants it used is another matter (`AdminState`).
 #[derive(
@@ -60,7 +60,11 @@ impl Target {
     /// different ports of one server whose checks name the same port get equal targets, and share them.
     #[must_use]
     pub fn new(server: IpAddr, traffic_port: u16, check: &Check) -> Self {
-        let port = check.port.unwrap_or(traffic_port);
+        let port = match check.kind() {
+            // There are none; so every service of the server shares the check.
+            CheckKind::Icmp => 0,
+            _ => check.port.unwrap_or(traffic_port),
+        };
         Self { address: SocketAddr::new(server, port), check: Check { port: None, ..check.clone() } }
     }
 
@@ -88,22 +92,17 @@ pub struct Report {
     pub health: Health,
     /// Before this result.
     pub previous: Health,
+    /// When the first of the certificates ends that the server sent, where the check spoke TLS.
+    pub certificate_expires: Option<SystemTime>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::CheckKind;
+    use crate::config::Probe;
 
     fn check(port: Option<u16>) -> Check {
-        Check {
-            kind: CheckKind::Tcp,
-            interval: Duration::from_secs(10),
-            timeout: Duration::from_secs(2),
-            rise: 1,
-            fall: 2,
-            port,
-        }
+        Check { port, ..Check::of(Probe::Tcp) }
     }
 
     #[test]
@@ -114,6 +113,13 @@ mod tests {
         assert_eq!(mail, submission);
         assert_eq!(mail.probe_address(), "198.51.100.11:25".parse().unwrap());
         assert_ne!(mail, Target::new(server, 587, &check(None)));
+    }
+
+    #[test]
+    fn services_share_echo_requests_whatever_their_ports() {
+        let server = IpAddr::from([198, 51, 100, 11]);
+        let [one, other] = [25, 587].map(|port| Target::new(server, port, &Check::of(Probe::Icmp)));
+        assert_eq!(one, other);
     }
 
     #[test]

@@ -15,11 +15,14 @@ use tokio::time::{Instant, sleep_until};
 
 use super::fsm::{Fsm, Outcome};
 use super::probe::{self, Examined};
-use super::schedule::{Schedule, TargetId};
+use super::schedule::{Pace, Schedule, TargetId};
 use super::{CheckError, Health, Report, Target};
+use crate::config::{Check, Probe};
 
-/// The most checks that run at a time. Each holds a file descriptor.
-const MAX_CONCURRENT: usize = 1024;
+/// The most checks that run at a time, besides programs. Each holds a file descriptor.
+const MAX_CONCURRENT: usize = 4096;
+/// The most programs of `exec` checks that run at a time.
+const MAX_PROGRAMS: usize = 32;
 
 /// Checks targets until it is dropped; a check under way is then given up.
 #[derive(Debug)]
@@ -71,6 +74,16 @@ impl Runner {
     }
 }
 
+/// Lets this process open as many files as it may: each check under way needs one.
+pub fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        log::debug!("the limit of open files stays as it is: {errno}");
+    }
+}
+
 /// How many checks may run at a time, so that at least half of the file descriptors are left to others.
 fn concurrency() -> usize {
     use nix::sys::resource::{Resource, getrlimit};
@@ -88,17 +101,15 @@ where
     let (events_in, events) = mpsc::unbounded_channel();
     let worker = Worker {
         reports,
-        limit,
         probe,
         schedule: Schedule::new(seed),
         ids: HashMap::new(),
         watched: HashMap::new(),
         next_id: 0,
-        ready: VecDeque::new(),
+        lanes: [Lane::new(limit), Lane::new(limit.min(MAX_PROGRAMS))],
         outbox: VecDeque::new(),
         polls: Vec::new(),
         poll_number: 0,
-        open: 0,
         tasks: JoinSet::new(),
         events_in,
     };
@@ -110,15 +121,22 @@ where
 #[derive(Debug)]
 enum Event {
     /// The check is decided. Its connection may still be open.
-    Verdict { id: TargetId, at: SystemTime, latency: Duration, result: Result<(), CheckError> },
+    Verdict {
+        id: TargetId,
+        at: SystemTime,
+        latency: Duration,
+        result: Result<(), CheckError>,
+        certificate_expires: Option<SystemTime>,
+    },
     /// The task ends; `undecided` if it panicked before its verdict.
-    Ended { id: TargetId, undecided: bool },
+    Ended { id: TargetId, lane: LaneId, undecided: bool },
 }
 
 /// Reports the end of a task, also of one that panics: else its target would count as running for ever.
 #[derive(Debug)]
 struct Ending {
     id: TargetId,
+    lane: LaneId,
     events: mpsc::UnboundedSender<Event>,
     undecided: bool,
 }
@@ -132,7 +150,41 @@ impl Ending {
 impl Drop for Ending {
     fn drop(&mut self) {
         // Fails when the worker has ended, and all is over.
-        let _ = self.events.send(Event::Ended { id: self.id, undecided: self.undecided });
+        let _ = self.events.send(Event::Ended { id: self.id, lane: self.lane, undecided: self.undecided });
+    }
+}
+
+/// Checks wait in two lanes, so that programs, which may all hang, hold up none but each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LaneId {
+    Network,
+    Programs,
+}
+
+impl LaneId {
+    const ALL: [Self; 2] = [Self::Network, Self::Programs];
+
+    fn of(target: &Target) -> Self {
+        match target.check.probe {
+            Probe::Exec(_) => Self::Programs,
+            _ => Self::Network,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Lane {
+    /// The most checks that run at a time.
+    limit: usize,
+    /// Running for the schedule, but not started because of the limit.
+    ready: VecDeque<TargetId>,
+    /// Tasks that have not ended.
+    open: usize,
+}
+
+impl Lane {
+    fn new(limit: usize) -> Self {
+        Self { limit, ready: VecDeque::new(), open: 0 }
     }
 }
 
@@ -160,22 +212,19 @@ struct Outgoing {
 
 struct Worker<P> {
     reports: mpsc::Sender<Report>,
-    limit: usize,
     probe: P,
     schedule: Schedule,
     ids: HashMap<Arc<Target>, TargetId>,
     watched: HashMap<TargetId, Watched>,
     /// Ids are never used again: so the verdict on a removed target finds nobody.
     next_id: u64,
-    /// Running for the schedule, but not started because of the limit.
-    ready: VecDeque<TargetId>,
+    /// By [`LaneId`].
+    lanes: [Lane; 2],
     /// Reports that the channel has no room for yet.
     outbox: VecDeque<Outgoing>,
     polls: Vec<Poll>,
     /// Of the latest poll.
     poll_number: u64,
-    /// Tasks that have not ended.
-    open: usize,
     tasks: JoinSet<()>,
     events_in: mpsc::UnboundedSender<Event>,
 }
@@ -207,7 +256,8 @@ where
                 // The place is freed at once, for `flush` to take: nobody else sends.
                 () = async { drop(self.reports.reserve().await) }, if !self.outbox.is_empty() => {}
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                    self.ready.extend(self.schedule.due(now()));
+                    let due = self.schedule.due(now());
+                    self.line_up(due);
                 }
             }
         }
@@ -217,7 +267,8 @@ where
         match command {
             Command::SetTargets(targets) => self.set_targets(targets),
             Command::Poll(done) => {
-                self.ready.extend(self.schedule.poll_all(now()));
+                let started = self.schedule.poll_all(now());
+                self.line_up(started);
                 self.poll_number += 1;
                 let waiting = self.watched.keys().copied().collect();
                 self.polls.push(Poll { number: self.poll_number, waiting, done });
@@ -237,7 +288,9 @@ where
             self.next_id += 1;
             let target = Arc::new(target);
             let check = &target.check;
-            self.schedule.add(id, check.interval, now());
+            let interval = if initial == Health::Down { check.down_interval } else { None };
+            let pace = Pace { interval: interval.unwrap_or(check.interval), jitter: check.jitter };
+            self.schedule.add(id, pace, now());
             let fsm = Fsm::new(initial, check.rise, check.fall);
             self.ids.insert(Arc::clone(&target), id);
             self.watched.insert(id, Watched { target, fsm });
@@ -251,7 +304,9 @@ where
                 self.ids.remove(&watched.target);
             }
         }
-        self.ready.retain(|id| !gone.contains(id));
+        for lane in &mut self.lanes {
+            lane.ready.retain(|id| !gone.contains(id));
+        }
         self.outbox.retain(|outgoing| !gone.contains(&outgoing.id));
         for poll in &mut self.polls {
             poll.waiting.retain(|id| !gone.contains(id));
@@ -259,39 +314,56 @@ where
         self.answer_polls();
     }
 
-    fn start_ready(&mut self) {
-        while self.open < self.limit {
-            let Some(id) = self.ready.pop_front() else { return };
-            let Some(watched) = self.watched.get(&id) else { continue };
-            let mut ending = Ending { id, events: self.events_in.clone(), undecided: true };
-            let check = (self.probe)(Arc::clone(&watched.target));
-            self.open += 1;
-            self.tasks.spawn(async move {
-                let start = Instant::now();
-                let Examined { result, farewell } = check.await;
-                let verdict = Event::Verdict { id, at: SystemTime::now(), latency: start.elapsed(), result };
-                ending.decided(verdict);
-                if let Some(farewell) = farewell {
-                    farewell.finish().await;
-                }
-            });
+    /// Puts those whose check is to start into their lanes.
+    fn line_up(&mut self, due: Vec<TargetId>) {
+        for id in due {
+            if let Some(watched) = self.watched.get(&id) {
+                self.lanes[LaneId::of(&watched.target) as usize].ready.push_back(id);
+            }
         }
+    }
+
+    fn start_ready(&mut self) {
+        for lane in LaneId::ALL {
+            while self.lanes[lane as usize].open < self.lanes[lane as usize].limit {
+                let Some(id) = self.lanes[lane as usize].ready.pop_front() else { break };
+                self.start(lane, id);
+            }
+        }
+    }
+
+    fn start(&mut self, lane: LaneId, id: TargetId) {
+        let Some(watched) = self.watched.get(&id) else { return };
+        let mut ending = Ending { id, lane, events: self.events_in.clone(), undecided: true };
+        let check = (self.probe)(Arc::clone(&watched.target));
+        self.lanes[lane as usize].open += 1;
+        self.tasks.spawn(async move {
+            let start = Instant::now();
+            let Examined { result, farewell, certificate_expires } = check.await;
+            let (at, latency) = (SystemTime::now(), start.elapsed());
+            ending.decided(Event::Verdict { id, at, latency, result, certificate_expires });
+            if let Some(farewell) = farewell {
+                farewell.finish().await;
+            }
+        });
     }
 
     fn note(&mut self, event: Event) {
         match event {
-            Event::Verdict { id, at, latency, result } => {
+            Event::Verdict { id, at, latency, result, certificate_expires } => {
                 // The target may have been removed meanwhile.
                 let Some(watched) = self.watched.get_mut(&id) else { return };
                 let previous = watched.fsm.health();
                 let health = watched.fsm.observe(Outcome::from(&result));
                 let target = Target::clone(&watched.target);
-                let report = Report { target, at, latency, result, health, previous };
+                let interval = interval(&target.check, &watched.fsm);
+                let report = Report { target, at, latency, result, health, previous, certificate_expires };
+                self.schedule.set_interval(id, interval, now());
                 self.outbox.push_back(Outgoing { id, report, poll_number: self.poll_number });
                 self.schedule.finished(id);
             }
-            Event::Ended { id, undecided } => {
-                self.open -= 1;
+            Event::Ended { id, lane, undecided } => {
+                self.lanes[lane as usize].open -= 1;
                 // The task has nothing left to do; its place is freed here.
                 while self.tasks.try_join_next().is_some() {}
                 if undecided && let Some(watched) = self.watched.get(&id) {
@@ -328,6 +400,16 @@ where
             let _ = poll.done.send(());
         }
     }
+}
+
+/// How long after its last check a target is checked again.
+fn interval(check: &Check, fsm: &Fsm) -> Duration {
+    let other = match fsm.health() {
+        _ if fsm.is_changing() => check.fast_interval,
+        Health::Down => check.down_interval,
+        Health::Up | Health::Unknown => None,
+    };
+    other.unwrap_or(check.interval)
 }
 
 fn now() -> std::time::Instant {

@@ -1,12 +1,15 @@
 //! When each target is checked. Pure: the time is an argument.
 //!
-//! Every target has a grid of *slots*, one per interval, at a phase of its own; each slot is moved by up to
-//! 5 % of the interval to either side. So two starts are apart by the interval, give or take 10 %, checks of
-//! thousands of targets spread evenly however they were added, and gateways or targets that happen to be in
+//! Every target has a grid of *slots*, one per interval, at a phase of its own; each slot is moved by chance to
+//! either side, by up to 5 % of the interval unless told otherwise. So two starts are apart by the interval, give or
+//! take 10 %, checks of thousands of targets spread evenly however they were added, and gateways or targets that happen to be in
 //! step do not stay in step. The first check does not wait for a slot: it is due at once.
 //!
 //! A target whose check runs is not due. If it runs past the next slot, the target is due as soon as it is
 //! finished. Slots missed because the clock was looked at late are skipped, not made up for.
+//!
+//! The interval of a target may change. Its slots then continue from the last one, so that targets which change
+//! together, as when a whole network goes down, stay apart.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -20,8 +23,23 @@ pub const MIN_INTERVAL: Duration = Duration::from_millis(1);
 /// The longest interval; a longer one is taken as this.
 pub const MAX_INTERVAL: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// A slot is moved by less than the interval divided by this, to either side.
-const JITTER_DIVISOR: u32 = 20;
+/// How often a target is checked, and how regularly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    pub interval: Duration,
+    /// A slot is moved by less than so many percent of the interval, to either side. At most 25, or two checks could
+    /// follow each other at once.
+    pub jitter: u8,
+}
+
+/// With the usual jitter.
+impl From<Duration> for Pace {
+    fn from(interval: Duration) -> Self {
+        Self { interval, jitter: 5 }
+    }
+}
+
+const MOST_JITTER: u8 = 25;
 
 /// The queue of all targets. Each operation on a target costs O(log n).
 #[derive(Clone, Debug)]
@@ -35,6 +53,14 @@ pub struct Schedule {
 #[derive(Clone, Debug)]
 struct Entry {
     interval: Duration,
+    /// Percent.
+    jitter: u8,
+    /// When it was added.
+    added: Instant,
+    /// The latest start, by a slot or a poll.
+    started: Instant,
+    /// The slot of the latest start by one, before jitter; `None` before the first.
+    used: Option<Instant>,
     /// The slot that comes next, before jitter.
     slot: Instant,
     /// The same with jitter; for a new target, when it was added.
@@ -52,16 +78,43 @@ impl Schedule {
     }
 
     /// Adds a target, due at `now`. A target already there keeps its schedule; then this returns false.
-    pub fn add(&mut self, id: TargetId, interval: Duration, now: Instant) -> bool {
+    pub fn add(&mut self, id: TargetId, pace: impl Into<Pace>, now: Instant) -> bool {
         if self.entries.contains_key(&id) {
             return false;
         }
-        let interval = interval.clamp(MIN_INTERVAL, MAX_INTERVAL);
+        let Pace { interval, jitter } = pace.into();
+        let (interval, jitter) = (interval.clamp(MIN_INTERVAL, MAX_INTERVAL), jitter.min(MOST_JITTER));
         // The first slot comes before a whole interval has passed: this is what spreads the targets.
         let slot = now + below(interval, hash(self.seed, id, 0));
-        self.entries.insert(id, Entry { interval, slot, next: now, round: 0, running: false });
+        let times = Entry {
+            interval,
+            jitter,
+            added: now,
+            started: now,
+            used: None,
+            slot,
+            next: now,
+            round: 0,
+            running: false,
+        };
+        self.entries.insert(id, times);
         self.queue.insert((now, id));
         true
+    }
+
+    /// Checks a target at another interval from `now` on, counted from its last slot. Nothing happens if it is gone or
+    /// has this interval already.
+    pub fn set_interval(&mut self, id: TargetId, interval: Duration, now: Instant) {
+        let interval = interval.clamp(MIN_INTERVAL, MAX_INTERVAL);
+        let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.interval != interval) else {
+            return;
+        };
+        let before = entry.next;
+        entry.change(interval, self.seed, id, now);
+        if !entry.running {
+            self.queue.remove(&(before, id));
+            self.queue.insert((entry.next, id));
+        }
     }
 
     /// Forgets a target, running or not. Returns whether it was there.
@@ -100,6 +153,7 @@ impl Schedule {
         for (_, id) in std::mem::take(&mut self.queue) {
             if let Some(entry) = self.entries.get_mut(&id) {
                 entry.running = true;
+                entry.started = now;
                 started.push(id);
             }
         }
@@ -142,13 +196,37 @@ impl Schedule {
 impl Entry {
     /// Moves on to the slot after a start at `now`.
     fn advance(&mut self, seed: u64, id: TargetId, now: Instant) {
+        self.started = now;
         if self.round > 0 {
+            self.used = Some(self.slot);
             self.slot += self.interval;
         }
         self.round += 1;
         // After a start that was late by more than half an interval the next slot would follow too soon. The
         // first slot of a new target may follow soon, to spread the targets.
         let earliest = if self.round == 1 { now } else { now + self.interval / 2 };
+        self.settle(earliest, seed, id, now);
+    }
+
+    /// Continues at another interval.
+    fn change(&mut self, interval: Duration, seed: u64, id: TargetId, now: Instant) {
+        self.interval = interval;
+        let earliest = match self.used {
+            Some(used) => {
+                self.slot = used + interval;
+                now.max(self.started + interval / 2)
+            }
+            // As for a new target.
+            None => {
+                self.slot = self.added + below(interval, hash(seed, id, 0));
+                now
+            }
+        };
+        self.settle(earliest, seed, id, now);
+    }
+
+    /// Skips the slots before `earliest`, and applies the jitter.
+    fn settle(&mut self, earliest: Instant, seed: u64, id: TargetId, now: Instant) {
         let late = earliest.saturating_duration_since(self.slot);
         if !late.is_zero() {
             let interval = self.interval.as_nanos();
@@ -158,7 +236,7 @@ impl Entry {
                 self.slot += self.interval;
             }
         }
-        let width = self.interval / JITTER_DIVISOR;
+        let width = self.interval * u32::from(self.jitter) / 100;
         let jittered = self.slot + below(width * 2, hash(seed, id, self.round));
         // On a machine that has just started, `Instant` may not reach back far enough; then no jitter.
         self.next = jittered.checked_sub(width).unwrap_or(self.slot).max(now);
@@ -340,6 +418,97 @@ mod tests {
         assert!((980..=1020).contains(&mean), "{mean}");
         for count in buckets {
             assert!((mean * 7 / 10..=mean * 13 / 10).contains(&count), "{buckets:?}");
+        }
+    }
+
+    /// Starts of `ids` until `end`, looked at every millisecond, with checks that take no time.
+    fn run(schedule: &mut Schedule, from: Instant, end: Instant) -> BTreeMap<TargetId, Vec<Instant>> {
+        let mut starts: BTreeMap<TargetId, Vec<Instant>> = BTreeMap::new();
+        let mut at = from;
+        while at < end {
+            for id in schedule.due(at) {
+                starts.entry(id).or_default().push(at);
+                schedule.finished(id);
+            }
+            at += ms(1);
+        }
+        starts
+    }
+
+    #[test]
+    fn another_interval_counts_from_the_last_slot() {
+        let now = Instant::now();
+        let mut schedule = Schedule::new(9);
+        let id = TargetId(1);
+        schedule.add(id, Pace { interval: SECOND * 10, jitter: 0 }, now);
+        let starts = run(&mut schedule, now, now + SECOND * 25);
+        let last = *starts[&id].last().unwrap();
+        schedule.set_interval(id, SECOND, now + SECOND * 25);
+        let starts = run(&mut schedule, now + SECOND * 25, now + SECOND * 35);
+        assert!(starts[&id].windows(2).all(|pair| pair[1] - pair[0] == SECOND), "{starts:?}");
+        assert_eq!((starts[&id][0] - last).subsec_millis(), 0, "on the grid of the last slot");
+        assert_eq!(starts[&id].len(), 10);
+        let last = *starts[&id].last().unwrap();
+        schedule.set_interval(id, SECOND * 10, now + SECOND * 35);
+        let starts = run(&mut schedule, now + SECOND * 35, now + SECOND * 60);
+        assert_eq!(starts[&id].iter().map(|at| *at - last).collect::<Vec<_>>(), [SECOND * 10, SECOND * 20]);
+    }
+
+    #[test]
+    fn an_interval_that_changes_during_a_check_holds_from_then_on() {
+        let now = Instant::now();
+        let mut schedule = Schedule::new(9);
+        let id = TargetId(1);
+        schedule.add(id, Pace { interval: SECOND * 10, jitter: 0 }, now);
+        run(&mut schedule, now, now + SECOND * 11);
+        let start = schedule.next_deadline().unwrap();
+        assert_eq!(schedule.due(start), [id]);
+        schedule.set_interval(id, SECOND, start + ms(100));
+        assert_eq!(schedule.next_deadline(), None, "it runs");
+        schedule.finished(id);
+        assert_eq!(schedule.next_deadline(), Some(start + SECOND));
+        schedule.set_interval(TargetId(2), SECOND, now);
+    }
+
+    #[test]
+    fn targets_that_change_together_stay_apart() {
+        let now = Instant::now();
+        let mut schedule = Schedule::new(42);
+        for id in 0..1000 {
+            schedule.add(TargetId(id), SECOND * 10, now);
+        }
+        // All at once: new ones, and later polled ones.
+        for (interval, at) in [(SECOND * 2, now), (SECOND, now + SECOND * 5)] {
+            run(&mut schedule, at, at + ms(1));
+            schedule.poll_all(at + ms(1));
+            for id in 0..1000 {
+                schedule.finished(TargetId(id));
+                schedule.set_interval(TargetId(id), interval, at + ms(1));
+            }
+            let starts = run(&mut schedule, at + ms(2), at + SECOND * 3);
+            let mut per_tenth = BTreeMap::<_, usize>::new();
+            for start in starts.values().flatten() {
+                *per_tenth.entry((*start - at).as_millis() / 100).or_default() += 1;
+            }
+            let most = per_tenth.values().max().unwrap();
+            let expected = usize::try_from(100_000 / interval.as_millis()).unwrap();
+            assert!(*most <= expected * 2, "{interval:?}: {per_tenth:?}");
+        }
+    }
+
+    #[test]
+    fn jitter_is_as_told() {
+        let now = Instant::now();
+        for (jitter, least, most) in [(0, 1000, 1000), (25, 500, 1500)] {
+            let mut schedule = Schedule::new(4);
+            schedule.add(TargetId(1), Pace { interval: SECOND, jitter }, now);
+            let starts = run(&mut schedule, now, now + SECOND * 200);
+            let gaps: Vec<u128> =
+                starts[&TargetId(1)][1..].windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+            assert!(gaps.iter().all(|gap| (least..=most).contains(gap)), "{gaps:?}");
+            assert!((196..=204).contains(&gaps.len()), "{}", gaps.len());
+            let spread = gaps.iter().max().unwrap() - gaps.iter().min().unwrap();
+            assert!(spread >= u128::from(jitter) * 20, "{jitter}: {spread}");
         }
     }
 

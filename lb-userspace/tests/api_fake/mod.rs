@@ -14,8 +14,8 @@ use lb_userspace::api::explain::{
 use lb_userspace::api::sync::SyncStatus;
 use lb_userspace::api::trace::TraceLine;
 use lb_userspace::api::types::{
-    AdminState, BackendChange, BackendStatus, CounterValue, Counters, Event, EventKind, FlowStatus, Flows,
-    InterfaceStatus, ReloadOutcome, ServiceState, ServiceStatus, Status,
+    AdminState, BackendChange, BackendChecks, BackendStatus, CheckResult, Checks, CounterValue, Counters,
+    Event, EventKind, FlowStatus, Flows, InterfaceStatus, ReloadOutcome, ServiceState, ServiceStatus, Status,
 };
 use lb_userspace::api::{metrics, server, socket};
 use lb_userspace::control::request::{ControlHandle, Refusal, Request};
@@ -116,6 +116,7 @@ async fn answer(mut inbox: mpsc::Receiver<Request>, reload: Arc<Mutex<Result<u64
                     drop(reply.send(Err(Refusal::NotFound(text))));
                 }
             },
+            Request::Checks { service, reply } => drop(reply.send(checks(service.as_deref()))),
             Request::Counters(reply) => drop(reply.send(counters())),
             Request::SetAdmin { backend, service, state, reply } => {
                 drop(reply.send(set_admin(&backend, service.as_deref(), state)));
@@ -148,7 +149,10 @@ fn backend(id: u32, name: &str, address: &str, port: Option<u16>) -> BackendStat
         checks: 2000,
         checks_up: 1999,
         last_error: None,
+        last_error_number: None,
         last_check_millis: Some(4),
+        notice: None,
+        certificate_expires: None,
         moved_away: 0,
         suspect: false,
         flows: 12,
@@ -234,6 +238,56 @@ pub fn status() -> Status {
         interfaces: vec![InterfaceStatus { name: "eth0".to_owned(), index: 2, mode: "native".to_owned() }],
         services: vec![mail, dns],
     }
+}
+
+fn checks(service: Option<&str>) -> Result<Checks, Refusal> {
+    if let Some(name) = service.filter(|name| !["mail", "dns"].contains(name)) {
+        return Err(Refusal::NotFound(format!("there is no service {name}; there is mail, dns")));
+    }
+    let result = |time, millis, error: Option<(&str, u16)>| CheckResult {
+        time,
+        millis,
+        error: error.map(|(text, _)| text.to_owned()),
+        error_number: error.map(|(_, number)| number),
+    };
+    let backend = |name: &str, address: &str, health, results| BackendChecks {
+        service: "mail".to_owned(),
+        backend: name.to_owned(),
+        check: "smtp".to_owned(),
+        address: address.to_owned(),
+        health,
+        certificate_expires: None,
+        results,
+    };
+    let noon = 1_764_072_000.0;
+    let backends = vec![
+        BackendChecks {
+            certificate_expires: Some(1_766_664_000.0),
+            ..backend(
+                "mx1",
+                "198.51.100.11:25",
+                Health::Up,
+                vec![result(noon, 4, None), result(noon - 10.0, 3, None)],
+            )
+        },
+        backend(
+            "mx2",
+            "198.51.100.12:2525",
+            Health::Down,
+            vec![
+                result(noon + 1.5, 2000, Some(("timed out while waiting for the greeting", 11))),
+                result(
+                    noon - 8.5,
+                    12,
+                    Some(("wrong reply while waiting for the greeting: 421 \u{1b}[2J", 31)),
+                ),
+                result(noon - 18.5, 5, None),
+            ],
+        ),
+        backend("mx3", "[2001:db8:1::13]:25", Health::Unknown, Vec::new()),
+    ];
+    let wanted = |checks: &BackendChecks| service.is_none_or(|name| name == checks.service);
+    Ok(Checks { backends: backends.into_iter().filter(wanted).collect() })
 }
 
 fn flows(limit: usize, service: Option<&str>) -> Result<Flows, Refusal> {
@@ -470,10 +524,17 @@ pub fn events() -> Vec<Event> {
             from: Health::Up,
             to: Health::Down,
             reason: "greeting \"421 \u{1b}[2Jbusy\r\n\", expected 220".to_owned(),
+            error_number: Some(31),
         },
         EventKind::Applied { operations: 2, micros: 412 },
         EventKind::FlowsReset { service: service.clone(), backend: backend.clone(), flows: 9 },
         EventKind::Service { service: service.clone(), state: ServiceState::Down },
+        EventKind::Certificate {
+            service: service.clone(),
+            backend: backend.clone(),
+            expires: 1_767_657_600.0,
+            days: 4,
+        },
         EventKind::Admin { service, backend, state: AdminState::Draining },
         EventKind::Reload { operations: 1 },
         EventKind::ReloadRefused {

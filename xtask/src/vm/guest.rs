@@ -18,6 +18,7 @@ const LIMIT: Duration = Duration::from_secs(2400);
 const SILENCE: Duration = Duration::from_secs(1450);
 /// What init says starts so.
 const MARK: &str = "vm: ";
+/// The kernel's command line.
 ///
 /// On a busy host the emulated timer may not tick as often as the kernel expects while it looks for it, and that
 /// panics: `no_timer_check` has it trust the timer.

@@ -6,22 +6,34 @@
 //!
 //! What a server sends is read in bounded amounts, see [`reply`].
 
+use std::fmt;
 use std::future::Future;
 use std::io;
-use std::time::Duration;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{CheckError, Stage, Target};
-use crate::config::CheckKind;
+use crate::config::Probe;
 
+mod dns;
+mod exec;
+mod find;
+mod http;
+mod icmp;
+mod pattern;
 pub mod reply;
+mod send_expect;
 mod smtp;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod tls;
+
+pub(crate) use tls::handshake_error;
 
 /// How long a connection may live on after the verdict, to be closed in an orderly way.
 pub const FAREWELL: Duration = Duration::from_secs(1);
@@ -34,7 +46,7 @@ const FAREWELL_BYTES: usize = 64 * 1024;
 /// # Errors
 /// Why the check failed.
 pub async fn probe(target: &Target) -> Result<(), CheckError> {
-    let Examined { result, farewell } = examine(target).await;
+    let Examined { result, farewell, .. } = examine(target).await;
     if let Some(farewell) = farewell {
         farewell.finish().await;
     }
@@ -46,44 +58,75 @@ pub async fn probe(target: &Target) -> Result<(), CheckError> {
 pub(crate) struct Examined {
     pub(crate) result: Result<(), CheckError>,
     pub(crate) farewell: Option<Farewell>,
+    /// When the first of the certificates ends that the server sent.
+    pub(crate) certificate_expires: Option<SystemTime>,
 }
 
-/// A connection to be closed politely.
-#[derive(Debug)]
-pub(crate) enum Farewell {
-    Tcp(TcpStream),
-    Smtp(Box<smtp::Dialogue<TcpStream>>),
+impl Examined {
+    /// Nothing is left to do.
+    pub(crate) const fn verdict(result: Result<(), CheckError>) -> Self {
+        Self { result, farewell: None, certificate_expires: None }
+    }
+
+    fn with_farewell(mut self, farewell: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.farewell = Some(Farewell(Box::pin(farewell)));
+        self
+    }
+
+    fn with_certificate(mut self, expires: Option<SystemTime>) -> Self {
+        self.certificate_expires = expires;
+        self
+    }
+}
+
+impl From<CheckError> for Examined {
+    fn from(error: CheckError) -> Self {
+        Self::verdict(Err(error))
+    }
+}
+
+/// What is done to close a connection politely.
+pub(crate) struct Farewell(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl fmt::Debug for Farewell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Farewell")
+    }
 }
 
 impl Farewell {
     /// Closes the connection, within [`FAREWELL`].
     pub(crate) async fn finish(self) {
         // After this time the connection is dropped as it is; the verdict is out already.
-        let _ = timeout(FAREWELL, async {
-            match self {
-                Self::Tcp(stream) => tcp::leave(stream).await,
-                Self::Smtp(dialogue) => dialogue.leave().await,
-            }
-        })
-        .await;
+        let _ = timeout(FAREWELL, self.0).await;
     }
 }
 
 /// Checks `target` once, up to the verdict. Takes the timeout of the check at most.
 pub(crate) async fn examine(target: &Target) -> Examined {
     let deadline = deadline(target.check.timeout);
-    let stream = match tcp::connect(target.probe_address(), deadline).await {
-        Ok(stream) => stream,
-        Err(error) => return Examined { result: Err(error), farewell: None },
-    };
-    match target.check.kind {
-        CheckKind::Tcp => Examined { result: Ok(()), farewell: Some(Farewell::Tcp(stream)) },
-        CheckKind::Smtp => {
-            let mut dialogue = Box::new(smtp::Dialogue::new(stream));
-            let result = dialogue.converse(smtp::helo_name(), deadline).await;
-            Examined { result, farewell: Some(Farewell::Smtp(dialogue)) }
-        }
+    let address = target.probe_address();
+    let path = Path { address, source: target.check.source(address.ip()), deadline };
+    // Those that hold much are boxed, so that thousands of plain ones stay small.
+    match &target.check.probe {
+        Probe::Tcp => tcp::examine(path).await,
+        Probe::Tls(tls) => Box::pin(tls::examine(path, tls)).await,
+        Probe::Http(http) => Box::pin(http::examine(path, http)).await,
+        Probe::Smtp(smtp) => Box::pin(smtp::examine(path, smtp)).await,
+        Probe::SendExpect(dialogue) => Box::pin(send_expect::examine(path, dialogue)).await,
+        Probe::Icmp => Examined::verdict(Box::pin(icmp::examine(path)).await),
+        Probe::Dns(dns) => Examined::verdict(Box::pin(dns::examine(path, dns)).await),
+        Probe::Exec(exec) => Box::pin(exec::examine(path, exec)).await,
     }
+}
+
+/// Where a check goes, and by when it must be done.
+#[derive(Clone, Copy, Debug)]
+struct Path {
+    address: std::net::SocketAddr,
+    /// `None`: the kernel picks.
+    source: Option<IpAddr>,
+    deadline: Instant,
 }
 
 fn deadline(timeout: Duration) -> Instant {

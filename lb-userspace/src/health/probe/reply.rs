@@ -9,6 +9,8 @@ pub const MAX_REPLY: usize = 64 * 1024;
 /// How many characters of a reply's text are kept.
 pub const MAX_TEXT: usize = 80;
 
+const STARTTLS: &str = "STARTTLS";
+
 /// A whole reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
@@ -16,6 +18,8 @@ pub struct Reply {
     pub code: u16,
     /// The text of the first line: at most [`MAX_TEXT`] printable ASCII characters, fit for a log.
     pub text: String,
+    /// Whether a line but the first is the keyword STARTTLS (RFC 3207 section 4.1).
+    pub offers_starttls: bool,
 }
 
 /// Why bytes are not a reply.
@@ -43,6 +47,9 @@ pub struct ReplyParser {
     /// Of the first line; the others must repeat it.
     code: Option<u16>,
     text: String,
+    /// The first characters of the line's text, if it is not the first line.
+    keyword: String,
+    offers_starttls: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,6 +112,8 @@ impl ReplyParser {
                 if self.lines == 0 && self.text.len() <= MAX_TEXT {
                     let printable = matches!(byte, b' '..=b'~' | b'\r');
                     self.text.push(if printable { char::from(byte) } else { '?' });
+                } else if self.lines > 0 && self.keyword.len() <= STARTTLS.len() {
+                    self.keyword.push(char::from(byte));
                 }
                 Position::Text { last }
             }
@@ -117,14 +126,16 @@ impl ReplyParser {
         self.lines += 1;
         self.line_length = 0;
         self.position = Position::First;
+        self.offers_starttls |= self.keyword.trim_end().eq_ignore_ascii_case(STARTTLS);
+        self.keyword.clear();
         if last {
-            let Self { code, mut text, .. } = std::mem::take(self);
+            let Self { code, mut text, offers_starttls, .. } = std::mem::take(self);
             if text.ends_with('\r') {
                 text.pop();
             }
             text.truncate(MAX_TEXT);
             let text = text.replace('\r', "?").trim().to_owned();
-            return Ok(Some(Reply { code: code.unwrap_or_default(), text }));
+            return Ok(Some(Reply { code: code.unwrap_or_default(), text, offers_starttls }));
         }
         if self.lines == MAX_LINES { Err(ReplyError::TooLong) } else { Ok(None) }
     }
@@ -153,7 +164,7 @@ mod tests {
     }
 
     fn reply(code: u16, text: &str) -> Reply {
-        Reply { code, text: text.into() }
+        Reply { code, text: text.into(), offers_starttls: false }
     }
 
     #[test]
@@ -170,6 +181,18 @@ mod tests {
         assert_eq!(one(b"220-mx.example\r\n220-no spam\r\n220 ESMTP\r\n"), reply(220, "mx.example"));
         assert_eq!(one(b"220-\r\n220\r\n"), reply(220, ""));
         assert_eq!(one(b"250-a\n250-b\n250 c\n"), reply(250, "a"));
+    }
+
+    #[test]
+    fn the_keyword_starttls() {
+        let offers = |text: &[u8]| one(text).offers_starttls;
+        assert!(offers(b"250-mx.example\r\n250-SIZE 1000\r\n250-STARTTLS\r\n250 HELP\r\n"));
+        assert!(offers(b"250-mx.example\n250 starttls\n"));
+        assert!(!offers(b"250-mx.example\r\n250 STARTTLSX\r\n"));
+        assert!(!offers(b"250-STARTTLS\r\n250 HELP\r\n"), "the first line is the server's name");
+        assert!(!offers(b"250 STARTTLS\r\n"));
+        let replies = parse(b"250-a\r\n250 STARTTLS\r\n250-a\r\n250 HELP\r\n").unwrap();
+        assert_eq!(replies.iter().map(|reply| reply.offers_starttls).collect::<Vec<_>>(), [true, false]);
     }
 
     #[test]
@@ -266,7 +289,8 @@ mod tests {
                 wire += &format!("{code}{separator}{text}{end}");
             }
             let cut = texts[0][..texts[0].len().min(MAX_TEXT)].trim();
-            prop_assert_eq!(one(wire.as_bytes()), reply(code, cut));
+            let Reply { code: seen, text, .. } = one(wire.as_bytes());
+            prop_assert_eq!((seen, text.as_str()), (code, cut));
         }
     }
 }

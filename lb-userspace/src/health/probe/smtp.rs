@@ -1,5 +1,6 @@
 //! The SMTP check: greeting, EHLO, QUIT (RFC 5321 sections 3.1, 3.2, 3.8), as a well-behaved client does it,
-//! so that the server has nothing to log but a connection.
+//! so that the server has nothing to log but a connection. With STARTTLS (RFC 3207) the session begins anew after the
+//! handshake.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -8,7 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::reply::{Reply, ReplyError, ReplyParser};
-use super::{drain, step};
+use super::{Examined, Path, drain, step, tcp, tls};
+use crate::config::{Smtp, Tls};
 use crate::health::{CheckError, Stage};
 
 /// The codes that mean yes (RFC 5321 section 4.3.2).
@@ -20,6 +22,47 @@ const QUIT: &[u8] = b"QUIT\r\n";
 
 /// The name to greet with where the machine has none (RFC 2606 section 2: never a real one).
 const FALLBACK_NAME: &str = "matapa.invalid";
+
+/// Holds a session, and leaves it as the server may expect.
+pub(super) async fn examine(path: Path, smtp: &Smtp) -> Examined {
+    match smtp {
+        Smtp::Plain => match tcp::connect(path).await {
+            Ok(stream) => whole(stream, path).await,
+            Err(error) => error.into(),
+        },
+        Smtp::Tls(tls) => match tls::connect(path, tls, None).await {
+            Ok(secured) => whole(secured.stream, path).await.with_certificate(secured.certificate_expires),
+            Err(error) => error.into(),
+        },
+        Smtp::StartTls(tls) => match tcp::connect(path).await {
+            Ok(stream) => upgraded(stream, path, tls).await,
+            Err(error) => error.into(),
+        },
+    }
+}
+
+async fn whole<S>(stream: S, path: Path) -> Examined
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut dialogue = Dialogue::new(stream);
+    let result = dialogue.converse(helo_name(), path.deadline).await;
+    Examined::verdict(result).with_farewell(dialogue.leave())
+}
+
+async fn upgraded(stream: tokio::net::TcpStream, path: Path, tls: &Tls) -> Examined {
+    let mut dialogue = Dialogue::new(stream);
+    if let Err(error) = dialogue.start_tls(helo_name(), path.deadline).await {
+        return Examined::from(error).with_farewell(dialogue.leave());
+    }
+    let secured = match tls::secure(dialogue.stream, path, tls, None).await {
+        Ok(secured) => secured,
+        Err(error) => return error.into(),
+    };
+    let mut dialogue = Dialogue::new(secured.stream);
+    let result = dialogue.hello_and_quit(helo_name(), path.deadline).await;
+    Examined::verdict(result).with_certificate(secured.certificate_expires).with_farewell(dialogue.leave())
+}
 
 /// An SMTP session over `S`.
 #[derive(Debug)]
@@ -53,10 +96,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Dialogue<S> {
     /// On the first answer that is not the expected one, or missing at the deadline.
     pub(super) async fn converse(&mut self, name: &str, deadline: Instant) -> Result<(), CheckError> {
         self.expect(READY, Stage::Greeting, deadline).await?;
-        self.send(format!("EHLO {name}\r\n").as_bytes(), Stage::Ehlo, deadline).await?;
-        self.expect(OK, Stage::Ehlo, deadline).await?;
+        self.hello_and_quit(name, deadline).await
+    }
+
+    /// The dialogue from EHLO on.
+    async fn hello_and_quit(&mut self, name: &str, deadline: Instant) -> Result<(), CheckError> {
+        self.hello(name, deadline).await?;
         self.send(QUIT, Stage::Quit, deadline).await?;
-        self.expect(CLOSING, Stage::Quit, deadline).await
+        self.expect(CLOSING, Stage::Quit, deadline).await.map(drop)
+    }
+
+    /// Says EHLO. The reply says what the server can do.
+    async fn hello(&mut self, name: &str, deadline: Instant) -> Result<Reply, CheckError> {
+        self.send(format!("EHLO {name}\r\n").as_bytes(), Stage::Ehlo, deadline).await?;
+        self.expect(OK, Stage::Ehlo, deadline).await
+    }
+
+    /// The dialogue up to the handshake.
+    async fn start_tls(&mut self, name: &str, deadline: Instant) -> Result<(), CheckError> {
+        self.expect(READY, Stage::Greeting, deadline).await?;
+        if !self.hello(name, deadline).await?.offers_starttls {
+            return Err(CheckError::NoStartTls);
+        }
+        self.send(b"STARTTLS\r\n", Stage::StartTls, deadline).await?;
+        self.expect(READY, Stage::StartTls, deadline).await?;
+        // Whatever came behind the reply was not secured, and must not be taken for what will be (CVE-2011-0411).
+        if !self.unread.is_empty() {
+            self.leave = Leave::AtOnce;
+            return Err(CheckError::Malformed(Stage::StartTls));
+        }
+        Ok(())
     }
 
     /// Ends the session as the server may expect after [`Dialogue::converse`].
@@ -65,25 +134,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Dialogue<S> {
             Leave::AtOnce => {}
             Leave::WithQuit => {
                 // After a 421 the server may be gone already; then there is nobody to say it to.
-                if self.stream.write_all(QUIT).await.is_ok() {
+                if self.stream.write_all(QUIT).await.is_ok() && self.stream.flush().await.is_ok() {
                     drain(&mut self.stream).await;
                 }
             }
             // Who closes first keeps the port for a minute (TIME-WAIT); that should not be the gateway,
             // which would run out of ports to thousands of servers.
-            Leave::AfterClose => drain(&mut self.stream).await,
+            Leave::AfterClose => {
+                drain(&mut self.stream).await;
+                // Over TLS, so that the end is no truncation (RFC 8446 section 6.1).
+                let _ = self.stream.shutdown().await;
+            }
         }
     }
 
     async fn send(&mut self, line: &[u8], stage: Stage, deadline: Instant) -> Result<(), CheckError> {
-        step(stage, deadline, self.stream.write_all(line)).await
+        step(stage, deadline, async {
+            self.stream.write_all(line).await?;
+            self.stream.flush().await
+        })
+        .await
     }
 
-    async fn expect(&mut self, expected: u16, stage: Stage, deadline: Instant) -> Result<(), CheckError> {
+    async fn expect(&mut self, expected: u16, stage: Stage, deadline: Instant) -> Result<Reply, CheckError> {
         self.leave = Leave::AtOnce;
-        let Reply { code, text } = self.read_reply(stage, deadline).await?;
+        let reply = self.read_reply(stage, deadline).await?;
         self.leave = if stage == Stage::Quit { Leave::AfterClose } else { Leave::WithQuit };
-        if code == expected { Ok(()) } else { Err(CheckError::WrongReply { stage, code, text }) }
+        if reply.code == expected {
+            return Ok(reply);
+        }
+        Err(CheckError::WrongReply { stage, code: reply.code, text: reply.text })
     }
 
     async fn read_reply(&mut self, stage: Stage, deadline: Instant) -> Result<Reply, CheckError> {

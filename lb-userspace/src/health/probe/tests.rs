@@ -11,17 +11,28 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::smtp::Dialogue;
 use super::*;
-use crate::config::Check;
+use crate::config::{Check, Smtp};
 use crate::health::CheckError::{Closed, Malformed, Refused, Timeout, TooLong, WrongReply};
 use crate::health::Stage::{Connect, Ehlo, Greeting, Quit};
+
+mod certificates;
+mod dialogues;
+mod names;
+mod pings;
+mod programs;
+mod secured;
+mod starttls;
+mod web;
 
 /// Longer than any of these tests should take on a busy machine.
 const PATIENT: Duration = Duration::from_secs(20);
 /// For checks that are meant to time out.
 const HASTY: Duration = Duration::from_millis(150);
 
-fn target(kind: CheckKind, address: SocketAddr, timeout: Duration) -> Target {
-    let check = Check { kind, interval: timeout * 2, timeout, rise: 1, fall: 1, port: None };
+const SMTP: Probe = Probe::Smtp(Smtp::Plain);
+
+fn target(probe: Probe, address: SocketAddr, timeout: Duration) -> Target {
+    let check = Check { interval: timeout.saturating_mul(2), timeout, fall: 1, ..Check::of(probe) };
     Target { address, check }
 }
 
@@ -81,7 +92,7 @@ where
     T: Send + 'static,
 {
     let (address, server) = serve_on("127.0.0.1:0", script).await;
-    let result = probe(&target(CheckKind::Smtp, address, limit)).await;
+    let result = probe(&target(SMTP, address, limit)).await;
     (result, timeout(PATIENT, server).await.unwrap().unwrap())
 }
 
@@ -131,7 +142,7 @@ async fn good_servers_in_all_forms() {
 #[tokio::test]
 async fn ipv6() {
     let (address, server) = serve_on("[::1]:0", |peer| polite("220 six\r\n", "250 six\r\n", peer)).await;
-    assert_eq!(probe(&target(CheckKind::Smtp, address, PATIENT)).await, Ok(()));
+    assert_eq!(probe(&target(SMTP, address, PATIENT)).await, Ok(()));
     assert_eq!(server.await.unwrap()[1], "QUIT\r\n");
 }
 
@@ -207,7 +218,7 @@ async fn the_verdict_does_not_wait_for_the_close() {
         peer.rest().await
     })
     .await;
-    let examined = examine(&target(CheckKind::Smtp, address, PATIENT)).await;
+    let examined = examine(&target(SMTP, address, PATIENT)).await;
     assert_eq!(examined.result, wrong(Greeting, 554, "no"));
     assert!(!server.is_finished());
     examined.farewell.unwrap().finish().await;
@@ -331,7 +342,7 @@ async fn refused() {
         let socket = if local.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.unwrap();
         socket.bind(local).unwrap();
         let address = socket.local_addr().unwrap();
-        for kind in [CheckKind::Tcp, CheckKind::Smtp] {
+        for kind in [Probe::Tcp, SMTP] {
             assert_eq!(probe(&target(kind, address, PATIENT)).await, Err(Refused));
         }
     }
@@ -347,14 +358,15 @@ async fn no_answer_to_the_syn() {
     let mut waiting = Vec::new();
     let result = loop {
         // Stops at the first connection that the queue has no place for.
-        match tcp::connect(address, Instant::now() + HASTY).await {
+        let path = Path { address, source: None, deadline: Instant::now() + HASTY };
+        match tcp::connect(path).await {
             Ok(stream) => waiting.push(stream),
             Err(error) => break error,
         }
         assert!(waiting.len() < 100);
     };
     assert_eq!(result, Timeout(Connect));
-    assert_eq!(probe(&target(CheckKind::Tcp, address, HASTY)).await, Err(Timeout(Connect)));
+    assert_eq!(probe(&target(Probe::Tcp, address, HASTY)).await, Err(Timeout(Connect)));
 }
 
 #[tokio::test]
@@ -366,7 +378,7 @@ async fn tcp_opens_and_closes() {
             peer.rest().await
         })
         .await;
-        assert_eq!(probe(&target(CheckKind::Tcp, address, PATIENT)).await, Ok(()));
+        assert_eq!(probe(&target(Probe::Tcp, address, PATIENT)).await, Ok(()));
         assert_eq!(server.await.unwrap(), "");
     }
 }
@@ -374,7 +386,7 @@ async fn tcp_opens_and_closes() {
 #[tokio::test]
 async fn an_endless_timeout_is_no_panic() {
     let (address, _server) = serve_on("127.0.0.1:0", |_peer| async {}).await;
-    let mut forever = target(CheckKind::Tcp, address, PATIENT);
+    let mut forever = target(Probe::Tcp, address, PATIENT);
     forever.check.timeout = Duration::MAX;
     assert_eq!(probe(&forever).await, Ok(()));
 }

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::config::{Check, CheckKind};
+use crate::config::Smtp;
 use crate::health::Health::{Down, Unknown, Up};
 
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -21,7 +21,7 @@ fn target_at(address: SocketAddr, interval: Duration) -> Target {
     let timeout = interval / 5;
     Target {
         address,
-        check: Check { kind: CheckKind::Smtp, interval, timeout, rise: 2, fall: 3, port: None },
+        check: Check { interval, timeout, rise: 2, fall: 3, ..Check::of(Probe::Smtp(Smtp::Plain)) },
     }
 }
 
@@ -57,7 +57,7 @@ impl Servers {
         sleep(self.takes).await;
         self.running.lock().unwrap().remove(&port);
         let refuses = self.refusing.lock().unwrap().contains(&port);
-        Examined { result: if refuses { Err(CheckError::Refused) } else { Ok(()) }, farewell: None }
+        Examined::verdict(if refuses { Err(CheckError::Refused) } else { Ok(()) })
     }
 
     fn starts(&self, port: u16) -> usize {
@@ -279,6 +279,75 @@ async fn the_number_of_checks_at_a_time_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn programs_that_hang_hold_up_none_but_each_other() {
+    let (reports, mut inbox) = mpsc::channel(1024);
+    let running = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let runner = spawn_with(reports, 100, SEED, {
+        let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+        move |target: Arc<Target>| {
+            let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+            async move {
+                if let Probe::Exec(_) = target.check.probe {
+                    most.fetch_max(running.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                    sleep(INTERVAL / 2).await;
+                    running.fetch_sub(1, Ordering::Relaxed);
+                }
+                Examined::verdict(Ok(()))
+            }
+        }
+    });
+    let exec = crate::config::Exec { command: vec!["/bin/true".to_owned()], user: None };
+    let program = |number| {
+        let Target { address, check } = target(number);
+        Target { address, check: Check { probe: Probe::Exec(Arc::new(exec.clone())), ..check } }
+    };
+    let targets = (1..=200).map(program).chain((201..=250).map(target));
+    runner.set_targets(targets.map(|target| (target, Unknown)).collect());
+    let start = Instant::now();
+    for _ in 0..50 {
+        assert!(next(&mut inbox).await.target.address.port() > 200);
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    for _ in 0..400 {
+        next(&mut inbox).await;
+    }
+    assert_eq!(most.load(Ordering::Relaxed), MAX_PROGRAMS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_in_sight_is_looked_at_faster() {
+    let servers = Servers::taking(Duration::ZERO);
+    let (runner, mut inbox) = servers.runner(16, 10);
+    let mut watched = target(1);
+    watched.check.fast_interval = Some(INTERVAL / 10);
+    watched.check.down_interval = Some(INTERVAL * 3);
+    watched.check.jitter = 0;
+    runner.set_targets(vec![(watched, Unknown)]);
+    assert_eq!(step(&mut inbox).await, (Unknown, Up));
+    assert_eq!(step(&mut inbox).await, (Up, Up));
+    servers.refuse(1);
+    let mut last = Instant::now();
+    let mut gap = || std::mem::replace(&mut last, Instant::now()).elapsed();
+    let near = |gap: Duration, wanted: Duration| gap.abs_diff(wanted) <= Duration::from_millis(2);
+    assert_eq!(step(&mut inbox).await, (Up, Up));
+    assert!(near(gap(), INTERVAL));
+    assert_eq!(step(&mut inbox).await, (Up, Up));
+    assert!(near(gap(), INTERVAL / 10));
+    assert_eq!(step(&mut inbox).await, (Up, Down));
+    assert!(near(gap(), INTERVAL / 10));
+    assert_eq!(step(&mut inbox).await, (Down, Down));
+    assert!(near(gap(), INTERVAL * 3));
+    servers.accept(1);
+    assert_eq!(step(&mut inbox).await, (Down, Down));
+    assert!(near(gap(), INTERVAL * 3));
+    assert_eq!(step(&mut inbox).await, (Down, Up));
+    assert!(near(gap(), INTERVAL / 10));
+    assert_eq!(step(&mut inbox).await, (Up, Up));
+    assert!(near(gap(), INTERVAL));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_receiver_holds_up_checks_but_not_commands() {
     let servers = Servers::taking(Duration::from_millis(10));
     let (runner, mut inbox) = servers.runner(2, 100);
@@ -324,7 +393,7 @@ async fn a_check_that_panics_is_tried_again() {
         let calls = Arc::clone(&calls);
         async move {
             assert!(calls.fetch_add(1, Ordering::Relaxed) > 0, "the panic of this test");
-            Examined { result: Ok(()), farewell: None }
+            Examined::verdict(Ok(()))
         }
     });
     runner.set_targets(vec![(target(1), Unknown)]);
@@ -339,7 +408,7 @@ async fn a_local_error_changes_nothing() {
     let (reports, mut inbox) = mpsc::channel(16);
     let runner = spawn_with(reports, 10, SEED, move |_target: Arc<Target>| async move {
         let error = CheckError::Local { stage: crate::health::Stage::Connect, errno: libc::EMFILE };
-        Examined { result: Err(error), farewell: None }
+        Examined::verdict(Err(error))
     });
     runner.set_targets(vec![(target(1), Up)]);
     for _ in 0..10 {
