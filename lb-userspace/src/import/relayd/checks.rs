@@ -12,7 +12,10 @@ pub(super) struct Supported {
     pub(super) backup: bool,
 }
 
-pub(super) const SUPPORTED: Supported = Supported { checks: &["tcp", "smtp"], backup: false };
+pub(super) const SUPPORTED: Supported = Supported {
+    checks: &["tcp", "smtp", "icmp", "tls", "http", "https", "send-expect", "exec"],
+    backup: false,
+};
 
 /// Where mail servers listen: there a greeting that is waited for is one of SMTP.
 const MAIL_PORTS: [u16; 3] = [25, 587, 2525];
@@ -89,16 +92,16 @@ fn translate(check: &Check, port: u16) -> Written {
         }
         Check::Send { send, expect, tls } => {
             let mut written = plain("send-expect");
-            let glob = unescape(expect);
-            let prefix: String = glob.chars().take_while(|c| !"*?[".contains(*c)).collect();
-            if glob.strip_suffix('*') != Some(prefix.as_str()) {
+            let pattern = unescape(expect);
+            let glob = without_sets(&pattern);
+            if glob != pattern {
                 written.notes.push(format!(
-                    "check send: the answer must begin with {}; relayd compares all of it with a pattern",
-                    quoted(&prefix)
+                    "check send: {} has ? where relayd's pattern has a set of characters; see that it fits",
+                    quoted(&glob)
                 ));
             }
             let send = send.as_ref().map(|send| format!("send = {}, ", quoted(&unescape(send))));
-            let step = format!("{{ {}expect = {} }}", send.unwrap_or_default(), quoted(&prefix));
+            let step = format!("{{ {}expect_glob = {} }}", send.unwrap_or_default(), quoted(&glob));
             written.keys.push(("steps", format!("[{step}]")));
             if *tls {
                 written.keys.push(("tls", "true".to_owned()));
@@ -110,6 +113,9 @@ fn translate(check: &Check, port: u16) -> Written {
             let send = send.as_ref().map(|send| format!("send_hex = {}, ", quoted(send)));
             let step = format!("{{ {}expect_hex = {} }}", send.unwrap_or_default(), quoted(expect));
             written.keys.push(("steps", format!("[{step}]")));
+            written.notes.push(
+                "check binary send: the bytes may be anywhere in the answer; relayd wants them at its beginning".to_owned(),
+            );
             if *tls {
                 written.keys.push(("tls", "true".to_owned()));
             }
@@ -127,6 +133,25 @@ fn translate(check: &Check, port: u16) -> Written {
     }
 }
 
+/// A pattern of fnmatch(3) with `?` where it has a set of characters such as `[0-9]`: globs here have only `*` and `?`.
+fn without_sets(pattern: &str) -> String {
+    let mut glob = String::new();
+    let mut rest = pattern;
+    while let Some((before, set)) = rest.split_once('[') {
+        glob.push_str(before);
+        // A ] that comes first is one of the set.
+        let end = set.char_indices().skip(1).find(|(_, c)| *c == ']');
+        let Some((end, _)) = end else {
+            rest = &rest[before.len()..];
+            break;
+        };
+        glob.push('?');
+        rest = &set[end + 1..];
+    }
+    glob.push_str(rest);
+    glob
+}
+
 /// Line breaks as they are written in a pattern.
 fn unescape(text: &str) -> String {
     text.replace("\\r", "\r").replace("\\n", "\n")
@@ -136,13 +161,8 @@ fn unescape(text: &str) -> String {
 mod tests {
     use super::*;
 
-    const ALL: Supported = Supported {
-        checks: &["tcp", "smtp", "icmp", "tls", "http", "https", "send-expect", "exec"],
-        backup: true,
-    };
-
     fn show(check: &Check, port: u16) -> String {
-        let Written { kind, keys, notes } = write(check, port, ALL);
+        let Written { kind, keys, notes } = write(check, port, SUPPORTED);
         let keys: String = keys.iter().map(|(key, value)| format!(" {key}={value}")).collect();
         format!("{kind}{keys} {}", notes.len())
     }
@@ -179,12 +199,25 @@ mod tests {
                 r#"http path="/up" status=204 0"#,
                 r#"https path="/up" host="a.example" status=200 1"#,
                 "smtp 1",
-                r#"send-expect steps=[{ expect = "220 " }] 0"#,
-                r#"send-expect steps=[{ send = "PING\r\n", expect = "" }] tls=true 1"#,
-                r#"send-expect steps=[{ expect_hex = "0aff" }] 0"#,
+                r#"send-expect steps=[{ expect_glob = "220 *" }] 0"#,
+                r#"send-expect steps=[{ send = "PING\r\n", expect_glob = "*PONG*" }] tls=true 0"#,
+                r#"send-expect steps=[{ expect_hex = "0aff" }] 1"#,
                 r#"exec command=["/bin/x"] 1"#,
             ]
         );
+    }
+
+    #[test]
+    fn a_set_of_characters_becomes_a_question_mark() {
+        for (pattern, glob) in [
+            ("[0-9]* ok[]x]", "?* ok?"),
+            ("a[b", "a[b"),
+            ("[]", "[]"),
+            ("plain*", "plain*"),
+            ("é[é]é", "é?é"),
+        ] {
+            assert_eq!(without_sets(pattern), glob, "{pattern}");
+        }
     }
 
     #[test]
