@@ -201,3 +201,49 @@ fn only_disabled_backends_are_not_checked() {
     let still = state.targets(&shared).into_iter().any(|(target, _)| target.address.to_string() == all[0]);
     assert!(still);
 }
+
+#[test]
+fn the_last_ten_results_are_kept_the_newest_first() {
+    let config = parsed(BASE);
+    let mut state = State::default();
+    for number in 0..25 {
+        let mut report =
+            report(&config, "198.51.100.11", 25, if number == 24 { Health::Down } else { Health::Up });
+        report.at = SystemTime::UNIX_EPOCH + Duration::from_secs(number);
+        state.report(&report);
+    }
+    let (target, checked) = state.checked.first_key_value().unwrap();
+    assert_eq!(target.address.port(), 25);
+    assert_eq!(checked.results.len(), KEPT_RESULTS);
+    let times =
+        checked.results.iter().map(|one| one.at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs());
+    assert_eq!(times.collect::<Vec<_>>(), (15..25).rev().collect::<Vec<_>>());
+    assert_eq!(checked.results[0].result, Err(CheckError::Refused));
+    assert_eq!(checked.results[1].result, Ok(()));
+}
+
+#[test]
+fn a_certificate_that_ends_soon_is_warned_of_once_a_day() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let secure = BASE.replace("check = \"tcp\"", "check = { type = \"smtp\", starttls = true }");
+    let config = parsed(&secure);
+    let mut state = State::default();
+    let end = SystemTime::UNIX_EPOCH + DAY * 100;
+    let mut seen = |at: Duration, end: Option<SystemTime>| {
+        let mut report = report(&config, "198.51.100.11", 25, Health::Up);
+        (report.at, report.certificate_expires) = (SystemTime::UNIX_EPOCH + at, end);
+        state.report(&report);
+        state.certificate_warning(&report).map(|(_, days)| days)
+    };
+    let hour = Duration::from_secs(3600);
+    assert_eq!(seen(DAY * 86 - hour, Some(end)), None, "14 days are the usual warning");
+    assert_eq!(seen(DAY * 86 + hour, Some(end)), Some(13));
+    assert_eq!(seen(DAY * 86 + hour * 2, Some(end)), None);
+    assert_eq!(seen(DAY * 87, None), None, "a check that failed shows none");
+    assert_eq!(seen(DAY * 87 + hour, Some(end)), Some(12));
+    // Another one is warned of at once.
+    assert_eq!(seen(DAY * 87 + hour * 2, Some(end - DAY)), Some(11));
+    assert_eq!(seen(DAY * 99 + hour, Some(end)), Some(0));
+    assert_eq!(seen(DAY * 101, Some(end)), Some(-2), "ended, and taken all the same");
+    assert_eq!(seen(DAY * 102, Some(end + DAY * 365)), None, "renewed");
+}
