@@ -3,20 +3,6 @@
 use super::syntax::{Check, HttpExpect};
 use super::toml::quoted;
 
-/// What the loader takes today. What it does not is written as the nearest thing that it takes, with a note.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Supported {
-    /// Types of checks.
-    pub(super) checks: &'static [&'static str],
-    /// `backup` in a service.
-    pub(super) backup: bool,
-}
-
-pub(super) const SUPPORTED: Supported = Supported {
-    checks: &["tcp", "smtp", "icmp", "tls", "http", "https", "send-expect", "exec"],
-    backup: false,
-};
-
 /// Where mail servers listen: there a greeting that is waited for is one of SMTP.
 const MAIL_PORTS: [u16; 3] = [25, 587, 2525];
 
@@ -31,41 +17,19 @@ pub(super) struct Written {
 }
 
 /// The check for a server whose port is `port`.
-pub(super) fn write(check: &Check, port: u16, supported: Supported) -> Written {
-    let wanted = translate(check, port);
-    if supported.checks.contains(&wanted.kind) {
-        return wanted;
-    }
-    let note = format!(
-        "check {}: Matapa has no {} check yet, so tcp stands here, which only opens a connection",
-        name(check),
-        wanted.kind
-    );
-    Written { kind: "tcp", keys: Vec::new(), notes: vec![note] }
-}
-
-/// As relayd.conf(5) calls it.
-const fn name(check: &Check) -> &'static str {
-    match check {
-        Check::Icmp => "icmp",
-        Check::Tcp => "tcp",
-        Check::Tls => "tls",
-        Check::Http { tls: false, .. } => "http",
-        Check::Http { tls: true, .. } => "https",
-        Check::Send { .. } => "send",
-        Check::Binary { .. } => "binary send",
-        Check::Script(_) => "script",
-    }
-}
-
-fn translate(check: &Check, port: u16) -> Written {
+pub(super) fn write(check: &Check, port: u16) -> Written {
     let plain = |kind| Written { kind, keys: Vec::new(), notes: Vec::new() };
     match check {
         Check::Icmp => plain("icmp"),
         Check::Tcp => plain("tcp"),
-        Check::Tls => plain("tls"),
+        Check::Tls => {
+            let mut written = plain("tls");
+            written.keys.push(unverified());
+            written
+        }
         Check::Http { tls, path, host, expect } => {
             let mut written = plain(if *tls { "https" } else { "http" });
+            written.keys.extend(tls.then(unverified));
             written.keys.push(("path", quoted(path)));
             if let Some(host) = host {
                 written.keys.push(("host", quoted(host)));
@@ -104,7 +68,7 @@ fn translate(check: &Check, port: u16) -> Written {
             let step = format!("{{ {}expect_glob = {} }}", send.unwrap_or_default(), quoted(&glob));
             written.keys.push(("steps", format!("[{step}]")));
             if *tls {
-                written.keys.push(("tls", "true".to_owned()));
+                written.keys.extend([("tls", "true".to_owned()), unverified()]);
             }
             written
         }
@@ -117,7 +81,7 @@ fn translate(check: &Check, port: u16) -> Written {
                 "check binary send: the bytes may be anywhere in the answer; relayd wants them at its beginning".to_owned(),
             );
             if *tls {
-                written.keys.push(("tls", "true".to_owned()));
+                written.keys.extend([("tls", "true".to_owned()), unverified()]);
             }
             written
         }
@@ -131,6 +95,11 @@ fn translate(check: &Check, port: u16) -> Written {
             written
         }
     }
+}
+
+/// relayd looks at no certificate.
+fn unverified() -> (&'static str, String) {
+    ("verify", "false".to_owned())
 }
 
 /// A pattern of fnmatch(3) with `?` where it has a set of characters such as `[0-9]`: globs here have only `*` and `?`.
@@ -162,7 +131,7 @@ mod tests {
     use super::*;
 
     fn show(check: &Check, port: u16) -> String {
-        let Written { kind, keys, notes } = write(check, port, SUPPORTED);
+        let Written { kind, keys, notes } = write(check, port);
         let keys: String = keys.iter().map(|(key, value)| format!(" {key}={value}")).collect();
         format!("{kind}{keys} {}", notes.len())
     }
@@ -195,12 +164,12 @@ mod tests {
             shown,
             [
                 "icmp 0",
-                "tls 0",
+                "tls verify=false 0",
                 r#"http path="/up" status=204 0"#,
-                r#"https path="/up" host="a.example" status=200 1"#,
+                r#"https verify=false path="/up" host="a.example" status=200 1"#,
                 "smtp 1",
                 r#"send-expect steps=[{ expect_glob = "220 *" }] 0"#,
-                r#"send-expect steps=[{ send = "PING\r\n", expect_glob = "*PONG*" }] tls=true 0"#,
+                r#"send-expect steps=[{ send = "PING\r\n", expect_glob = "*PONG*" }] tls=true verify=false 0"#,
                 r#"send-expect steps=[{ expect_hex = "0aff" }] 1"#,
                 r#"exec command=["/bin/x"] 1"#,
             ]
@@ -218,13 +187,5 @@ mod tests {
         ] {
             assert_eq!(without_sets(pattern), glob, "{pattern}");
         }
-    }
-
-    #[test]
-    fn what_is_not_supported_yet_is_tcp_with_a_note() {
-        let only_tcp = Supported { checks: &["tcp"], backup: false };
-        let written = write(&Check::Icmp, 80, only_tcp);
-        assert_eq!((written.kind, written.notes.len()), ("tcp", 1));
-        assert_eq!(write(&Check::Tcp, 80, only_tcp).notes, Vec::<String>::new());
     }
 }

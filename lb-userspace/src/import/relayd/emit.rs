@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Surroundings;
-use super::checks::{self, Supported};
+use super::checks;
 use super::names::Names;
 use super::source::Place;
-use super::syntax::{Check, Document, Host, Listener, Mode, Note, Redirect, Table, Target};
+use super::syntax::{Document, Host, Listener, Mode, Note, Redirect, Table, Target};
 use super::toml::{Block, Line, quoted};
 
 /// Seconds; relayd's and Matapa's.
@@ -17,11 +17,10 @@ const SESSION_TIMEOUT: u64 = 600;
 const SESSION_TIMEOUTS: std::ops::RangeInclusive<u64> = 1..=12 * 3600;
 
 /// Pools and services, in an order in which each pool stands before the first service that uses it.
-pub(super) fn blocks(document: &Document, around: &Surroundings<'_>, supported: Supported) -> Vec<Block> {
+pub(super) fn blocks(document: &Document, around: &Surroundings<'_>) -> Vec<Block> {
     let mut emitter = Emitter {
         document,
         around,
-        supported,
         pools: HashMap::new(),
         told: HashSet::new(),
         pool_names: Names::default(),
@@ -52,7 +51,6 @@ pub(super) fn interfaces(document: &Document) -> Vec<String> {
 struct Emitter<'a> {
     document: &'a Document,
     around: &'a Surroundings<'a>,
-    supported: Supported,
     /// Names of the pools by what they say.
     pools: HashMap<String, String>,
     /// Tables with notes in a pool already.
@@ -68,7 +66,7 @@ impl Emitter<'_> {
         let Some(target) = redirect.targets.first() else { return };
         let listeners = self.listeners(redirect, &mut notes);
         let pool = self.pool(redirect, target, &mut notes);
-        let mut pools = vec![pool.clone()];
+        let pools = vec![pool.clone()];
         let mut lines = Vec::new();
         let given = self.service_names.give(&redirect.name.value);
         lines.push(Line::new(format!("[services.{}]", key(&given))));
@@ -82,23 +80,17 @@ impl Emitter<'_> {
         }
         lines.push(Line::new(format!("pool = {}", quoted(&pool))));
         if let Some(backup) = redirect.targets.get(1) {
-            if self.supported.backup {
-                let name = self.pool(redirect, backup, &mut notes);
-                lines.push(Line::new(format!("backup = {}", quoted(&name))));
-                pools.push(name);
-            } else {
-                let table = &self.document.tables[backup.table];
-                let hosts: Vec<&str> = table.hosts.iter().map(|host| host.name.value.as_str()).collect();
-                notes.push(note(
-                    backup.place,
-                    format!(
-                        "backup table <{}> ({}): Matapa has no backup pools yet; add its hosts to the pool, or put \
-                         them in its place by hand",
-                        table.name.value,
-                        hosts.join(", ")
-                    ),
-                ));
-            }
+            let table = &self.document.tables[backup.table];
+            let hosts: Vec<&str> = table.hosts.iter().map(|host| host.name.value.as_str()).collect();
+            notes.push(note(
+                backup.place,
+                format!(
+                    "backup table <{}> ({}): Matapa has no backup pools yet; add its hosts to the pool, or put them in \
+                     its place by hand",
+                    table.name.value,
+                    hosts.join(", ")
+                ),
+            ));
         }
         if target.route {
             lines.push(Line::new("forward = \"dsr\""));
@@ -195,7 +187,7 @@ impl Emitter<'_> {
                         connection keeps the port that the client used";
             notes.push(note(target.place, text));
         }
-        let check = self.check(redirect, target, &ports, notes);
+        let check = self.check(target, &ports, notes);
         // What is said of a table is said once.
         let mut own = Vec::new();
         let mut backends = Vec::new();
@@ -211,7 +203,7 @@ impl Emitter<'_> {
             own.clear();
         }
         let mut lines = Vec::new();
-        lines.extend(check.map(Line::new));
+        lines.push(Line::new(check));
         lines.push(Line::new(
             "on_down = \"keep\"                    # as relayd does; \"reset\" has clients connect anew at once",
         ));
@@ -243,26 +235,10 @@ impl Emitter<'_> {
         name
     }
 
-    /// The line with the check. None where only a check over UDP would tell anything.
-    fn check(
-        &self,
-        redirect: &Redirect,
-        target: &Target,
-        ports: &Ports,
-        notes: &mut Vec<Note>,
-    ) -> Option<String> {
+    /// The line with the check.
+    fn check(&self, target: &Target, ports: &Ports, notes: &mut Vec<Note>) -> String {
         let table = &self.document.tables[target.table];
-        let written = checks::write(&target.check.value, ports.check, self.supported);
-        let is_tcp = |listener: &Listener| listener.protocol == "tcp";
-        if target.check.value == Check::Icmp
-            && written.kind != "icmp"
-            && !redirect.listeners.iter().any(is_tcp)
-        {
-            let text = "check icmp: Matapa has no icmp check yet, and one over TCP says nothing of a service over UDP; \
-                        so the servers are not checked";
-            notes.push(note(target.check.place, text));
-            return None;
-        }
+        let written = checks::write(&target.check.value, ports.check);
         notes.extend(written.notes.into_iter().map(|text| note(target.check.place, text)));
         let mut line = format!("check = {{ type = \"{}\"", written.kind);
         for (key, value) in &written.keys {
@@ -280,7 +256,7 @@ impl Emitter<'_> {
             seconds(target.interval),
             retries(table).saturating_add(1).min(1000)
         );
-        Some(line)
+        line
     }
 
     /// A line of the list of backends.

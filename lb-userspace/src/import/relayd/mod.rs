@@ -1,8 +1,8 @@
 //! A relayd.conf(5) as Matapa's configuration: tables become pools, redirects become services, and what has no equal
 //! is named with its line and with what to use instead.
 //!
-//! Reading is pure: [`import`] is given the text, and [`Surroundings`] for what else it needs. [`lexer`] cuts words,
-//! [`parser`] reads the grammar, [`emit`] writes tables, and [`toml`] takes back what Matapa's own loader refuses.
+//! Reading is pure: [`import`] is given the text, and [`Surroundings`] for what else it needs. `lexer` cuts words,
+//! `parser` reads the grammar, `emit` writes tables, and `toml` takes back what Matapa's own loader refuses.
 
 mod checks;
 mod emit;
@@ -18,7 +18,6 @@ mod toml;
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use self::checks::Supported;
 use self::lexer::Lexer;
 use self::syntax::Note;
 use crate::config::Diagnostics;
@@ -75,16 +74,6 @@ pub fn import(
     options: &Options,
     surroundings: &Surroundings<'_>,
 ) -> Result<Imported, Vec<Diagnostics>> {
-    import_with(file, text, options, surroundings, checks::SUPPORTED)
-}
-
-fn import_with(
-    file: &str,
-    text: &str,
-    options: &Options,
-    surroundings: &Surroundings<'_>,
-    supported: Supported,
-) -> Result<Imported, Vec<Diagnostics>> {
     let lexer = Lexer::new(file, text.to_owned(), &options.macros);
     let (document, lexer) = parser::parse(lexer, surroundings);
     let sources = lexer.sources;
@@ -99,7 +88,7 @@ fn import_with(
     let mut written = toml::Document {
         title: title(file, &left_out, &locate),
         head: head(options, &emit::interfaces(&document)),
-        blocks: emit::blocks(&document, surroundings, supported),
+        blocks: emit::blocks(&document, surroundings),
     };
     let (text, usable) = written.finish(&locate, &interfaces_line(&["eth0".to_owned()]));
     let mut notes: Vec<&Note> = written.notes().chain(&left_out).collect();

@@ -6,32 +6,27 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::checks::{SUPPORTED, Supported};
-use super::{Imported, Options, Surroundings, import_with};
+use super::{Imported, Options, Surroundings, import};
 use crate::config::{self, Diagnostics};
 
-fn run(
-    text: &str,
-    files: &HashMap<String, String>,
-    supported: Supported,
-) -> Result<Imported, Vec<Diagnostics>> {
+fn run(text: &str, files: &HashMap<String, String>) -> Result<Imported, Vec<Diagnostics>> {
     let surroundings = Surroundings {
         read: &|name| files.get(name).cloned().ok_or_else(|| "there is no such file".to_owned()),
         port: &|name| super::service_port("", name),
         addresses: &|name| if name == "named" { vec![IpAddr::from([198, 51, 100, 9])] } else { Vec::new() },
     };
-    import_with("relayd.conf", text, &Options::default(), &surroundings, supported)
+    import("relayd.conf", text, &Options::default(), &surroundings)
 }
 
 fn judge(text: &str, files: &HashMap<String, String>) {
-    let Ok(imported) = run(text, files, SUPPORTED) else { return };
+    let Ok(imported) = run(text, files) else { return };
     let loaded = config::parse(&imported.text, Path::new("imported.toml"));
     assert_eq!(loaded.is_ok(), imported.usable, "{text}\n---\n{}\n{loaded:?}", imported.text);
 }
 
 fn errors(text: &str, files: &[(&str, &str)]) -> String {
     let files = files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
-    let errors = run(text, &files, SUPPORTED).expect_err("an error");
+    let errors = run(text, &files).expect_err("an error");
     errors.iter().flat_map(Diagnostics::lines).collect::<Vec<_>>().join("\n")
 }
 
@@ -63,18 +58,6 @@ fn includes_have_a_depth_and_a_number() {
 fn macros_cannot_make_a_flood() {
     let text = format!("a = \"{}\"\n{}", "x ".repeat(2000), "$a ".repeat(2000));
     assert!(errors(&text, &[]).contains("more than 1000000 words"));
-}
-
-#[test]
-fn a_backup_is_written_once_the_loader_takes_it() {
-    let text = "table <a> { 10.0.0.1 }\ntable <b> { 10.0.0.2 }\nredirect r {\nlisten on 203.0.113.1 port 80\n\
-                forward to <a> check icmp\nforward to <b> check icmp\n}\n";
-    let supported = Supported { checks: &["tcp", "icmp"], backup: true };
-    let imported = run(text, &HashMap::new(), supported).expect("no error");
-    // The loader of today refuses it, so all of it is a comment.
-    for line in ["backup = \"b\"", "[pools.b]", "type = \"icmp\""] {
-        assert!(imported.text.contains(line), "{}", imported.text);
-    }
 }
 
 const WORDS: &[&str] = &[
