@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lb_lab::decap::Decapsulator;
 use lb_lab::matapa::Matapa;
+use lb_lab::matapa::types::EventKind;
 use lb_lab::topology::{INT_V4, VIP_V4};
 use lb_lab::traffic::EchoServer;
 use lb_lab::traffic::flows::{Dialect, Flows};
@@ -180,6 +181,50 @@ fn another_key_is_refused() {
     finish(second);
     gateways.remove();
 }
+
+/// Clients answer only the first of two who ask where their connections stand, and a backup would be told nothing.
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn connections_of_a_dead_server_are_reset_by_the_master_alone() {
+    let gateways = build(Shape::default());
+    let servers = &gateways.topology.servers;
+    let echo: Vec<_> = servers.iter().map(|host| EchoServer::start(host, ECHO).unwrap()).collect();
+    let key = key(gateways.lab(), "sync.key", '5');
+    let first = gateways.started(1, &config(1, "nat", false, &key));
+    wait_alone(&gateways, SHARED.into());
+    let second = gateways.started(2, &config(2, "nat", false, &key));
+    for matapa in [&first, &second] {
+        wait_synchronised(matapa);
+        matapa.wait_healthy(Duration::from_secs(5)).unwrap();
+    }
+    let client = &gateways.topology.clients[0].netns;
+    let target = vec![std::net::SocketAddr::new(VIP_V4.into(), ECHO)];
+    // They say nothing by themselves while it lasts.
+    let flows = Flows::open(client, target, CONNECTIONS, Dialect::Echo, Duration::from_secs(60)).unwrap();
+    let monitors = [&first, &second].map(|matapa| matapa.monitor().unwrap());
+    std::thread::sleep(Duration::from_secs(1));
+    let death = std::time::Instant::now();
+    servers[0].unplug().unwrap();
+    for monitor in &monitors {
+        monitor.wait_health("mx1", "down", death, SETTLED).unwrap();
+    }
+    let of_mx1 = |flow: &lb_lab::traffic::flows::Flow| flow.server.as_deref() == Some("mx1");
+    wait_until("the connections to mx1 to be reset", Duration::from_secs(3), || {
+        let left = flows.snapshot().into_iter().filter(|flow| of_mx1(flow) && flow.end.is_none()).count();
+        Ok((left == 0).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}\n{}", first.log(), second.log()));
+    std::thread::sleep(Duration::from_secs(1));
+    let asked = monitors.each_ref().map(|monitor| {
+        monitor.seen().iter().any(|seen| matches!(seen.event.kind, EventKind::FlowsReset { .. }))
+    });
+    assert_eq!(asked, [true, false], "{}", second.log());
+    drop((flows, echo, monitors));
+    finish(first);
+    finish(second);
+    gateways.remove();
+}
+
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
 fn connections_survive_their_gateway_with_dsr() {
