@@ -127,8 +127,7 @@ pub(super) fn come_back(stage: &mut Stage, crossing: Crossing) -> Result<()> {
 
     let seen = watch.finish()?;
     seen.forwarding(stage, "return", RETURN);
-    // One that is asked for through one gateway and answered through the other, in the milliseconds between the two
-    // sides' moving, is not known there yet.
+    // A packet that is under way in the milliseconds in which both sides move may be lost.
     let worst = slowest(&seen.attempts);
     stage.report.promise(
         "no new connection fails, none waits for more than one retransmission",

@@ -3,6 +3,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
+use lb_lab::matapa::types::EventKind;
 use lb_lab::traffic::flows::{Dialect, Flow, Flows};
 use lb_lab::traffic::udp::{Datagrams, UdpStream};
 use lb_lab::wait_until;
@@ -244,4 +245,35 @@ fn another_version_is_refused_and_named() {
     finish(first);
     finish(second);
     gateways.remove();
+}
+
+/// Clients answer only the first of two who ask where their connections stand, and a backup would be told nothing.
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn connections_of_a_dead_server_are_reset_by_the_master_alone() {
+    let pair = Pair::start(Wanted::mode("nat"));
+    // They say nothing by themselves while it lasts.
+    let pause = Duration::from_secs(60);
+    let flows = Flows::open(pair.client(), targets(ECHO), scale().held, Dialect::Echo, pause).unwrap();
+    let monitors = [&pair.first, &pair.second].map(|matapa| matapa.monitor().unwrap());
+    std::thread::sleep(Duration::from_secs(1));
+    let of_mx1 = |flow: &Flow| flow.server.as_deref().is_some_and(|name| name.starts_with("mx1"));
+    assert!(flows.snapshot().iter().any(of_mx1), "{:?}", flows.snapshot());
+    let death = std::time::Instant::now();
+    pair.gateways.topology.servers[0].unplug().unwrap();
+    for monitor in &monitors {
+        monitor.wait_health("mx1", "down", death, SETTLED).unwrap();
+    }
+    wait_until("the connections to mx1 to be reset", Duration::from_secs(3), || {
+        let left = flows.snapshot().into_iter().filter(|flow| of_mx1(flow) && flow.end.is_none()).count();
+        Ok((left == 0).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}\n{}", pair.first.log(), pair.second.log()));
+    std::thread::sleep(Duration::from_secs(1));
+    let asked = monitors.each_ref().map(|monitor| {
+        monitor.seen().iter().any(|seen| matches!(seen.event.kind, EventKind::FlowsReset { .. }))
+    });
+    assert_eq!(asked, [true, false], "{}", pair.second.log());
+    drop((flows, monitors));
+    pair.finish();
 }

@@ -7,7 +7,7 @@
 
 mod answers;
 mod apply;
-mod carp;
+pub mod carp;
 pub mod explain;
 pub mod held;
 pub mod passive;

@@ -10,6 +10,7 @@ use log::{debug, error, info, warn};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::carp::{VhidStates, addresses_elsewhere};
 use super::explain::Explaining;
 use super::held::HeldFragments;
 use super::request::{Refusal, Request};
@@ -22,7 +23,7 @@ use crate::api::types::{Event, EventKind, ServiceState};
 use crate::carp::task::Carp;
 use crate::config::Config;
 use crate::daemon::systemd;
-use crate::dataplane::flows::{Clock, Swept};
+use crate::dataplane::flows::{Clock, Flow, Swept};
 use crate::dataplane::image::{Id, Server, server_port};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach::Attached;
@@ -58,6 +59,8 @@ pub struct Control {
     /// What is known of the machine's interfaces.
     pub interfaces: watch::Receiver<Interfaces>,
     pub carp: Carp,
+    /// Vhids by interface and number, of those that have changed their state once.
+    pub vhid_states: VhidStates,
     pub sync: FlowSync,
     pub explaining: Explaining,
     pub tracing: Tracing,
@@ -347,8 +350,15 @@ impl Control {
                     | FlowState::BackendClosed
             )
         };
+        // The master asks. An end that two ask answers the one that is first, which may be before the other has found the
+        // backend down, and then nobody for half a second (tcp_invalid_ratelimit).
+        let elsewhere = addresses_elsewhere(&self.config.carp, &self.vhid_states);
+        let here = |flow: &Flow| {
+            let listener = image.listeners.get(&flow.tuple.listener);
+            !listener.is_some_and(|listener| elsewhere.contains(&listener.listen.address))
+        };
         let flows = table.list(image, &key, |word| live(word.state()) && doomed(word.backend()));
-        for flow in flows.take(RESETS_PER_TICK) {
+        for flow in flows.filter(here).take(RESETS_PER_TICK) {
             connections.extend(Connection::of(&flow, image));
             *per_backend.entry(flow.backend).or_default() += 1;
         }

@@ -14,6 +14,7 @@ use super::{host, systemd};
 use crate::api::{metrics, server, socket};
 use crate::carp;
 use crate::config::Config;
+use crate::control::carp::VhidStates;
 use crate::control::explain::Explaining;
 use crate::control::held::HeldFragments;
 use crate::control::request::ControlHandle;
@@ -128,6 +129,7 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
             Some(carp) => carp,
             None => carp::task::start(Vec::new())?,
         },
+        vhid_states: VhidStates::default(),
         explaining: Explaining::default(),
         tracing: Tracing::default(),
         held,
