@@ -18,8 +18,8 @@ const FLOWS: usize = 40;
 const TAKEOVER: Duration = Duration::from_millis(3200);
 /// Retransmissions of TCP come 3.0 and 6.2 s after a first one at 0.2 s that is in vain: the last one needed.
 const NEXT_RETRANSMISSION: Duration = Duration::from_millis(6900);
-/// A return is between two packets, but for what is under way; and slack.
-const RETURN: Duration = Duration::from_millis(300);
+/// A return is between two packets, but for neighbours that are asked for once; and slack.
+const RETURN: Duration = Duration::from_millis(500);
 /// For the whole return: a start, the flows, and the delay of the configuration.
 const RETURN_LIMIT: Duration = Duration::from_secs(20);
 /// Bytes per second.
@@ -127,7 +127,8 @@ pub(super) fn come_back(stage: &mut Stage, crossing: Crossing) -> Result<()> {
 
     let seen = watch.finish()?;
     seen.forwarding(stage, "return", RETURN);
-    // A packet that is under way in the milliseconds in which both sides move may be lost.
+    // One that is asked for through one gateway and answered through the other, in the milliseconds between the two
+    // sides' moving, is not known there yet.
     let worst = slowest(&seen.attempts);
     stage.report.promise(
         "no new connection fails, none waits for more than one retransmission",
