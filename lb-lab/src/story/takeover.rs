@@ -16,8 +16,9 @@ use crate::traffic::{Flows, LargeMail, Progress, Transfer};
 const FLOWS: usize = 40;
 /// Three advertisements that do not come, one a second, and 10/256 s each for the backup's advskew; and slack.
 const TAKEOVER: Duration = Duration::from_millis(3200);
-/// Retransmissions of TCP come 3.0 and 6.2 s after a first one at 0.2 s that is in vain: the last one needed.
-const NEXT_RETRANSMISSION: Duration = Duration::from_millis(6900);
+/// TCP repeats after its timeout, which is 0.2 s and the round trip, and then after twice the time each: here at the fifth
+/// repetition, 31 timeouts, if the fourth one comes just before the takeover. A round trip on a busy machine is 0.06 s.
+const NEXT_RETRANSMISSION: Duration = Duration::from_millis(31 * 260);
 /// A return is between two packets, but for neighbours that are asked for once; and slack.
 const RETURN: Duration = Duration::from_millis(500);
 /// For the whole return: a start, the flows, and the delay of the configuration.
