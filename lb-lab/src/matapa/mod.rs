@@ -18,7 +18,7 @@ use crate::process::{Finished, Process, tail, wait_until};
 use crate::topology::Gateway;
 
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
-const START_LIMIT: Duration = Duration::from_secs(45);
+const START_LIMIT: Duration = Duration::from_secs(15);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Matapa on one gateway: its own socket and pins, so that many can run on one machine.

@@ -21,7 +21,7 @@ const OTHER: [(&str, &str); 2] =
 /// Where the keys are in [`CONFIG`].
 const KEYS: &str = "/etc/matapa/";
 /// For the first start, the wait for another master, and the checks.
-const START_LIMIT: Duration = Duration::from_secs(45);
+const START_LIMIT: Duration = Duration::from_secs(15);
 
 /// Matapa on one gateway, watched.
 #[derive(Debug)]

@@ -14,8 +14,8 @@ use crate::support::{ECHO, Rig, interfaces};
 
 const ADDRESSES: u8 = 100;
 const FIRST: u8 = 101;
-/// The median, in microseconds, for so many backends: filling a table for many takes longer, on a slow machine above all.
-const LIMITS: [(u8, u64); 2] = [(2, 5_000), (100, 10_000)];
+/// Microseconds.
+const LIMIT: u64 = 5000;
 
 /// One service on `backends` addresses of one machine.
 fn config(backends: u8) -> String {
@@ -77,11 +77,11 @@ fn transitions(backends: u8) -> Vec<u64> {
 
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
-fn a_verdict_reaches_the_packet_path_within_milliseconds() {
-    for (backends, limit) in LIMITS {
+fn a_verdict_reaches_the_packet_path_within_five_milliseconds() {
+    for backends in [2, 100] {
         let took = transitions(backends);
         println!("{backends} backends: {took:?} microseconds");
         let median = took[took.len() / 2];
-        assert!(median < limit, "with {backends} backends the median is {median} of {took:?}");
+        assert!(median < LIMIT, "with {backends} backends the median is {median} of {took:?}");
     }
 }
