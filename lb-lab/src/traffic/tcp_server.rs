@@ -1,15 +1,20 @@
 //! A TCP server in threads: one for each listener, one for each connection.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
 use crate::topology::Host;
+
+/// Connections that may wait for being accepted.
+const QUEUE: i32 = 4096;
 
 /// Serves one connection; it is given the host's name. `None` when the connection broke.
 pub(super) type Serve = fn(TcpStream, &str) -> Option<()>;
@@ -42,8 +47,7 @@ impl TcpServer {
     fn listen(&self, netns: &Netns, name: &str, address: IpAddr, port: u16, serve: Serve) -> Result<()> {
         let target = SocketAddr::new(address, port);
         let listener =
-            netns.run(|| TcpListener::bind(target))?.with_context(|| format!("cannot listen on {target}"))?;
-        listener.set_nonblocking(true)?;
+            netns.run(|| open(target))?.with_context(|| format!("cannot listen on {target}"))?;
         let (stop, connections, numbers) =
             (Arc::clone(&self.stop), Arc::clone(&self.connections), Arc::clone(&self.numbers));
         let host = name.to_owned();
@@ -69,6 +73,16 @@ impl TcpServer {
         })?;
         Ok(())
     }
+}
+
+/// A listener with as much room as real servers ask for: the standard library's 128 connections are full after half a
+/// second in which this machine did something else, and then SYNs are lost for no fault of the gateway.
+fn open(target: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM.nonblocking(), None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&target.into())?;
+    socket.listen(QUEUE)?;
+    Ok(socket.into())
 }
 
 impl Drop for TcpServer {

@@ -25,15 +25,25 @@ fn check(rig: &Rig, what: &str) {
     for way in [NAT, SNAT] {
         let attempts = connections(rig.client(), way);
         let bad: Vec<_> = attempts.iter().filter(|attempt| !attempt.prompt(ONE_RETRANSMISSION)).collect();
+        let when = |attempt: &Attempt| attempt.started - attempts[0].started;
         assert!(
             bad.is_empty(),
-            "{way:?}, {what}: {} of {} failed or were slow: {:?}",
+            "{way:?}, {what}: {} of {} failed or were slow: {:?}\n{}",
             bad.len(),
             attempts.len(),
-            bad[0]
+            bad.iter().map(|attempt| (when(attempt), attempt.target, &attempt.result)).collect::<Vec<_>>(),
+            lost(rig)
         );
         assert_eq!(servers(&attempts), ["mx2"], "{way:?}, {what}");
     }
+}
+
+/// Where packets may have been lost: Matapa's counters, the queues of the server that is alive, the interfaces.
+fn lost(rig: &Rig) -> String {
+    let counters = rig.matapa.cli(&["show", "counters"]).unwrap().stdout;
+    let queues = rig.server(2).netns.run(|| std::fs::read_to_string("/proc/thread-self/net/netstat"));
+    let interfaces = rig.gateway().netns.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
+    format!("{counters}\n{}\n{}", queues.unwrap().unwrap(), interfaces.unwrap().unwrap())
 }
 
 #[test]
