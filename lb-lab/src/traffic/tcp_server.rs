@@ -46,8 +46,7 @@ impl TcpServer {
 
     fn listen(&self, netns: &Netns, name: &str, address: IpAddr, port: u16, serve: Serve) -> Result<()> {
         let target = SocketAddr::new(address, port);
-        let listener =
-            netns.run(|| open(target))?.with_context(|| format!("cannot listen on {target}"))?;
+        let listener = netns.run(|| open(target))?.with_context(|| format!("cannot listen on {target}"))?;
         let (stop, connections, numbers) =
             (Arc::clone(&self.stop), Arc::clone(&self.connections), Arc::clone(&self.numbers));
         let host = name.to_owned();
