@@ -24,8 +24,8 @@ pub trait Line: Copy {
     /// As [`flow::victim`]. The program calls it as a function that the verifier checks on its own: explored inside
     /// each of its callers, the ways would multiply their paths.
     #[inline(always)]
-    fn victim(&self, now: u16) -> usize {
-        flow::victim(*self, now)
+    fn victim(&self, fingerprint: u32, now: u16) -> usize {
+        flow::victim(*self, fingerprint, now)
     }
 }
 
@@ -279,6 +279,8 @@ pub trait Env {
     fn count_from_backend(&self, id: u32, bytes: u32);
     fn count_moved_away(&self, id: u32);
 
+    /// Whether packets may take the short way, of which nothing is traced.
+    fn has_short_way(&self) -> bool;
     fn trace(&self, step: Step, first: u32, second: u32);
 
     /// Replaces a word of the flow table and keeps the counts of live flows. True if it did.

@@ -12,6 +12,19 @@ pub fn find<L: Line>(line: L, fingerprint: u32) -> usize {
     first(|way| u64::from(line.load(way).fingerprint() ^ fingerprint))
 }
 
+/// The way that a flow takes when it is free, so that it is looked for there first.
+#[inline(always)]
+pub const fn preferred(fingerprint: u32) -> usize {
+    fingerprint as usize & (WAYS - 1)
+}
+
+/// As [`find`], for a flow that most likely is there.
+#[inline(always)]
+pub fn find_known<L: Line>(line: L, fingerprint: u32) -> usize {
+    let way = preferred(fingerprint);
+    if line.load(way).fingerprint() == fingerprint { way } else { find(line, fingerprint) }
+}
+
 /// The number of the first word that is zero; eight when none is. `word` has at most 63 bits.
 #[inline(always)]
 pub fn first(word: impl Fn(usize) -> u64) -> usize {
@@ -38,10 +51,14 @@ const fn lowest(bits: u64) -> usize {
     (found | none << 3) as usize
 }
 
-/// The way in a line that is free, or whose flow's loss hurts least: closed, the oldest opening one, ...
+/// The way in a line for a flow of this fingerprint: the one that it is looked for in first if that is free, another one that
+/// is, or the one whose flow's loss hurts least: closed, the oldest opening one, ...
 #[inline(always)]
-pub fn victim<L: Line>(line: L, now: u16) -> usize {
-    let mut victim = 0;
+pub fn victim<L: Line>(line: L, fingerprint: u32, now: u16) -> usize {
+    let mut victim = preferred(fingerprint);
+    if line.load(victim).is_free() {
+        return victim;
+    }
     let mut least = u32::MAX;
     for way in 0..WAYS {
         let word = line.load(way);
@@ -95,16 +112,16 @@ const fn may_evict(state: FlowState) -> u32 {
     }
 }
 
-/// Whether [`record`] would find a place for a new flow in this state.
+/// Whether [`record`] would find a place for a new flow of this fingerprint in this state.
 #[inline(always)]
-pub fn takes<L: Line>(line: L, state: FlowState, now: u16) -> bool {
-    rank(line.load(line.victim(now)).state()) <= may_evict(state)
+pub fn takes<L: Line>(line: L, fingerprint: u32, state: FlowState, now: u16) -> bool {
+    rank(line.load(line.victim(fingerprint, now)).state()) <= may_evict(state)
 }
 
-/// Puts a new flow into its line, in the place of the one that hurts least.
+/// Puts a new flow into its line, where [`victim`] says.
 #[inline(always)]
 pub fn record<E: Env + ?Sized>(env: &E, line: E::Line, new: FlowWord) -> Recorded {
-    let way = line.victim(new.time());
+    let way = line.victim(new.fingerprint(), new.time());
     let old = line.load(way);
     if rank(old.state()) > may_evict(new.state()) || !env.change(line, way, old, new) {
         return Recorded { way: WAYS, evicted: false };
@@ -147,7 +164,7 @@ pub const fn after_backend(state: FlowState, flags: TcpFlags) -> FlowState {
 /// Whether a line has a free way.
 #[inline(always)]
 pub fn has_room<L: Line>(line: L) -> bool {
-    line.load(line.victim(0)).is_free()
+    line.load(line.victim(0, 0)).is_free()
 }
 
 #[cfg(test)]

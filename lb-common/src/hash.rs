@@ -7,6 +7,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::abi::endpoint::ENDPOINT_WAYS;
 use crate::abi::{Be16, Side};
 
 /// The secret. Two gateways with the same key choose the same backends.
@@ -71,6 +72,12 @@ impl EndpointHash {
     #[inline(always)]
     pub const fn line(self, lines: u32) -> u32 {
         (self.0 >> 40) as u32 & lines.wrapping_sub(1)
+    }
+
+    /// The way of its line that it takes when that is free, so that it is looked for there first.
+    #[inline(always)]
+    pub const fn way(self) -> usize {
+        self.0 as usize & (ENDPOINT_WAYS - 1)
     }
 
     /// 40 bits.

@@ -63,9 +63,9 @@ pub struct KernelLine {
 /// bits.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn matapa_victim(line: u32, now: u32) -> u32 {
+pub extern "C" fn matapa_victim(line: u32, fingerprint: u32, now: u32) -> u32 {
     match line_at(line) {
-        Some(line) => flow::victim(line, now as u16) as u32,
+        Some(line) => flow::victim(line, fingerprint, now as u16) as u32,
         None => 0,
     }
 }
@@ -182,8 +182,8 @@ impl Line for KernelLine {
     }
 
     #[inline(always)]
-    fn victim(&self, now: u16) -> usize {
-        matapa_victim(self.index, u32::from(now)) as usize
+    fn victim(&self, fingerprint: u32, now: u16) -> usize {
+        matapa_victim(self.index, fingerprint, u32::from(now)) as usize
     }
 }
 
@@ -343,8 +343,18 @@ impl<C: Context> Env for Kernel<C> {
         // SAFETY: the map's value has as many words; the reads are one instruction each.
         let word = |way: usize| EndpointWord(unsafe { read_volatile(words.add(way)) });
         let fingerprint = hash.fingerprint();
-        let way = flow::first(|way| word(way).fingerprint() ^ fingerprint);
-        if way >= ENDPOINT_WAYS { 0 } else { word(within(way)).id() }
+        let likely = word(within(hash.way()));
+        if likely.fingerprint() == fingerprint {
+            return likely.id();
+        }
+        // Whatever way it is, what follows is the same to the verifier: a number.
+        for way in 0..ENDPOINT_WAYS {
+            let word = word(way);
+            if word.fingerprint() == fingerprint {
+                return word.id();
+            }
+        }
+        0
     }
 
     #[inline(always)]
@@ -623,6 +633,11 @@ impl<C: Context> Env for Kernel<C> {
             // SAFETY: as in `count`.
             unsafe { (*stats).moved_away += 1 };
         }
+    }
+
+    #[inline(always)]
+    fn has_short_way(&self) -> bool {
+        maps::TRACE.load() == 0
     }
 
     #[inline(always)]

@@ -77,9 +77,21 @@ impl Packet for Frame<'_> {
     }
 
     #[inline(always)]
+    fn front<T: Pod>(&mut self) -> Option<&mut T> {
+        const { assert!(align_of::<T>() == 1) };
+        // SAFETY: checked against the end of the packet; `T` takes any bits, anywhere.
+        self.pointer::<T>(0).map(|p| unsafe { &mut *p })
+    }
+
+    #[inline(always)]
+    fn linear_len(&self) -> usize {
+        self.end() - self.start()
+    }
+
+    #[inline(always)]
     fn holds(&self, len: usize) -> bool {
         // The helper is asked only about frames that come in parts.
-        self.end() - self.start() >= len || self.whole_len() >= len
+        self.linear_len() >= len || self.whole_len() >= len
     }
 
     #[inline(always)]

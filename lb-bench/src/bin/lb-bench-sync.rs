@@ -158,6 +158,7 @@ fn directory() -> Directory {
         reset_when_down: true,
         suspect: false,
         reverse: false,
+        vip: None,
         next: 0,
     };
     image.listeners.insert(LISTENER, listener);

@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::net::Be16;
+use crate::packet::checksum::Sum;
 
 /// What the packet path must know of a backend besides its address.
 #[repr(transparent)]
@@ -24,6 +25,9 @@ impl BackendFlags {
     pub const IN_TABLE: Self = Self(16);
     /// The address is IPv6; the VIP need not be with `ipip` and `gue`.
     pub const V6: Self = Self(32);
+    /// Known flows may take the short way: it is up, `nat` without [`Self::REVERSE`], and of one port. Then
+    /// [`Backend::vip`] and what follows it is there.
+    pub const SHORT: Self = Self(64);
 
     #[inline(always)]
     pub const fn has(self, other: Self) -> bool {
@@ -92,7 +96,32 @@ pub struct Backend {
     /// For `gue`: the UDP port that the backend listens on.
     pub outer_port: Be16,
     pub pad: u16,
-    pub reserved: [u32; 6],
+    /// The listener's VIP, with [`BackendFlags::SHORT`]; IPv4 as mapped address.
+    pub vip: [u8; 16],
+    /// The listener's port.
+    pub vip_port: Be16,
+    /// What replacing the VIP by this backend's address adds to a checksum, as it stands in memory.
+    pub address_change: u16,
+    /// What replacing address and port adds.
+    pub transport_change: u16,
+    /// The listener's protocol, as in [`super::Protocol`].
+    pub protocol: u8,
+    pub reserved: u8,
+}
+
+impl Backend {
+    /// With what the short way needs of the listener. Whether it may be taken is for the flags to say.
+    #[must_use]
+    pub const fn behind(mut self, vip: [u8; 16], vip_port: Be16, protocol: u8) -> Self {
+        let address = Sum::ZERO.sub128(&vip).add128(&self.addr);
+        let transport = address.sub_half(vip_port.raw()).add(self.port.raw() as u32);
+        self.vip = vip;
+        self.vip_port = vip_port;
+        self.protocol = protocol;
+        self.address_change = u16::from_ne_bytes(address.fold());
+        self.transport_change = u16::from_ne_bytes(transport.fold());
+        self
+    }
 }
 
 const _: () = assert!(size_of::<Backend>() == 64);

@@ -1,11 +1,12 @@
 //! Access to the bytes of a packet, and the headers in them.
 //!
-//! Nothing here returns a reference into a packet: the kernel's verifier forgets what it knew of packet pointers at
-//! many occasions, so every access is checked against the packet's end when it is made. The headers are aligned types
+//! Nothing but [`Packet::front`] returns a reference into a packet: the kernel's verifier forgets what it knew of packet
+//! pointers at many occasions, so every access is checked against the packet's end when it is made. The headers are aligned types
 //! although packets are not: their copies lie on the program's stack, where copying bytes one by one would be slow.
 
 pub mod checksum;
 pub mod eth;
+pub mod front;
 pub mod head;
 pub mod ip;
 pub mod ip4;
@@ -22,6 +23,12 @@ pub trait Packet {
 
     /// Writes a header back. `None`, and nothing written, when it does not lie within the frame.
     fn write<T: Pod>(&mut self, at: usize, value: &T) -> Option<()>;
+
+    /// The headers that the frame begins with, if they are linear. `T` must have an alignment of 1.
+    fn front<T: Pod>(&mut self) -> Option<&mut T>;
+
+    /// Bytes of the linear part.
+    fn linear_len(&self) -> usize;
 
     /// Whether the frame has at least `len` bytes, counting the parts that are not linear.
     fn holds(&self, len: usize) -> bool;
@@ -47,6 +54,14 @@ impl Packet for Vec<u8> {
     fn write<T: Pod>(&mut self, at: usize, value: &T) -> Option<()> {
         self.get_mut(at..at.checked_add(size_of::<T>())?)?.copy_from_slice(bytemuck::bytes_of(value));
         Some(())
+    }
+
+    fn front<T: Pod>(&mut self) -> Option<&mut T> {
+        bytemuck::try_from_bytes_mut(self.get_mut(..size_of::<T>())?).ok()
+    }
+
+    fn linear_len(&self) -> usize {
+        self.len()
     }
 
     fn holds(&self, len: usize) -> bool {

@@ -16,6 +16,7 @@ mod parse;
 mod refuse;
 pub mod reverse;
 pub mod select;
+mod short;
 mod tags;
 mod to_backend;
 mod to_client;

@@ -1,11 +1,12 @@
 //! From a frame to its transport header.
 
 use super::work::{self, Work};
-use super::{Stage, fragment, transport};
+use super::{Stage, fragment, short, transport};
 use crate::abi::{Be16, Features, Protocol};
 use crate::env::Env;
 use crate::packet::Packet;
 use crate::packet::eth::{self, EtherType};
+use crate::packet::front::{Front4, Front6};
 use crate::packet::head::{FRAGMENT_MASK, Head, Head4, Head6};
 use crate::packet::ip6::next_header;
 use crate::verdict::{Reason, Verdict};
@@ -26,8 +27,14 @@ pub(super) fn frame<P: Packet, E: Env>(packet: &mut P, env: &E, work: &mut Work)
         return Reason::TruncatedFrame.pass();
     };
     match EtherType(ether_type) {
-        EtherType::IPV4 => v4(packet, env, work),
-        EtherType::IPV6 => Stage::V6.next(),
+        EtherType::IPV4 => match short::go::<Front4, P, E>(packet, env, work) {
+            Some(verdict) => verdict,
+            None => v4(packet, env, work),
+        },
+        EtherType::IPV6 => match short::go::<Front6, P, E>(packet, env, work) {
+            Some(verdict) => verdict,
+            None => Stage::V6.next(),
+        },
         EtherType::VLAN | EtherType::SERVICE_VLAN => Stage::Tagged.next(),
         _ => Reason::NotIp.pass(),
     }

@@ -142,6 +142,7 @@ impl<'a> Draft<'a> {
                         reset_when_down: pool.on_down == OnDown::Reset && listen.protocol == Protocol::Tcp,
                         suspect: verdicts.suspects(&server),
                         reverse: false,
+                        vip: BackendEntry::short_vip(listen, service.forward, &server),
                         next: 0,
                     };
                     if entry.takes_new_flows() {

@@ -130,10 +130,12 @@ impl<'m> EndpointTable<'m> {
     pub fn put(&self, hash: EndpointHash, old: Option<Id>, id: Id) -> Result<(), NoPlace> {
         let new = EndpointWord::new(hash.fingerprint(), id);
         let mut free = None;
-        for place in self.line(hash) {
+        for (way, place) in self.line(hash).iter().enumerate() {
             let word = EndpointWord(place.load(Ordering::Acquire));
             if word.is_free() {
-                free = free.or(Some(place));
+                if free.is_none() || way == hash.way() {
+                    free = Some(place);
+                }
             } else if word.fingerprint() == hash.fingerprint() {
                 if Some(word.id()) != old && word.id() != id {
                     return Err(NoPlace::SameFingerprint);

@@ -214,6 +214,8 @@ pub struct BackendEntry {
     pub suspect: bool,
     /// Its flows have a second record for their way back.
     pub reverse: bool,
+    /// Where its listener listens, if known flows may take the short way: by [`Forward::Nat`], from one port to one port.
+    pub vip: Option<Listen>,
     /// The next backend at the same chained endpoint; 0 after the last.
     pub next: Id,
 }
@@ -402,6 +404,13 @@ const fn code(scheduler: Scheduler) -> SchedulerCode {
 }
 
 impl BackendEntry {
+    /// What [`Self::vip`] is behind this listener.
+    pub fn short_vip(listen: &Listen, forward: Forward, server: &Server) -> Option<Listen> {
+        let one_port = listen.port == listen.last_port && server.port != 0;
+        let transport = matches!(listen.protocol, Protocol::Tcp | Protocol::Udp);
+        (forward == Forward::Nat && one_port && transport).then_some(*listen)
+    }
+
     /// Whether new flows may go to it.
     pub fn takes_new_flows(&self) -> bool {
         self.health == Health::Up && self.admin == AdminState::Enabled && self.weight > 0 && !self.suspect
@@ -414,6 +423,7 @@ impl BackendEntry {
             (self.reverse, BackendFlags::REVERSE),
             (self.takes_new_flows(), BackendFlags::IN_TABLE),
             (self.server.address.is_ipv6(), BackendFlags::V6),
+            (self.vip.is_some() && self.health != Health::Down && !self.reverse, BackendFlags::SHORT),
         ];
         let given = given.into_iter().filter(|(holds, _)| *holds);
         given.fold(BackendFlags::VALID, |flags, (_, flag)| flags.with(flag))
@@ -421,7 +431,7 @@ impl BackendEntry {
 
     /// As it stands in the map.
     pub fn record(&self) -> Backend {
-        Backend {
+        let record = Backend {
             addr: address_bytes(self.server.address),
             port: Be16::new(self.server.port),
             flags: self.flags(),
@@ -442,6 +452,12 @@ impl BackendEntry {
             server: self.number,
             outer_port: Be16::new(self.gue_port),
             ..Backend::default()
+        };
+        match self.vip {
+            Some(vip) => {
+                record.behind(address_bytes(vip.address), Be16::new(vip.port), vip.protocol.wire().number())
+            }
+            None => record,
         }
     }
 

@@ -145,8 +145,15 @@ fn backend(maps: &impl Readable, id: Id, record: &Backend) -> Option<BackendEntr
         reset_when_down: record.flags.has(BackendFlags::RESET),
         suspect: false,
         reverse: record.flags.has(BackendFlags::REVERSE),
+        vip: short_vip(record),
         next: record.next,
     })
+}
+
+fn short_vip(record: &Backend) -> Option<Listen> {
+    let (port, protocol) = (record.vip_port.get(), Wire::from_number(record.protocol)?);
+    let (address, protocol) = (address_from(record.vip), Protocol::from_wire(protocol));
+    (port != 0).then_some(Listen { address, port, last_port: port, protocol })
 }
 
 /// Of the listeners' endpoints, those that lead to one that answers to them; and of the listeners, those that are found

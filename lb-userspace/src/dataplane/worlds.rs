@@ -132,6 +132,7 @@ pub fn server(listener: Id, address: IpAddr) -> BackendEntry {
         reset_when_down: true,
         suspect: false,
         reverse: false,
+        vip: None,
         next: 0,
     }
 }

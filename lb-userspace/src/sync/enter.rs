@@ -233,10 +233,10 @@ impl Entry<'_, '_> {
             FlowState::Answered | FlowState::ClientClosed | FlowState::BackendClosed => FlowState::Opening,
             other => other,
         };
-        if !flow::takes(line, as_first, self.clock.now) {
+        if !flow::takes(line, new.fingerprint(), as_first, self.clock.now) {
             return Err(Entered::NoRoom);
         }
-        let way = line.victim(self.clock.now);
+        let way = line.victim(new.fingerprint(), self.clock.now);
         let (place, old) = (first + way, line.load(way));
         let tuple = self.table.tuple(place);
         self.table.change(place, old, new).map_err(|_| Entered::Busy)?;
@@ -284,8 +284,8 @@ impl Entry<'_, '_> {
             if !(is_ours || is_way_back && resolved.local.is_none()) {
                 return Err(Entered::PortTaken);
             }
-        } else if flow::takes(line, FlowState::Reverse, self.clock.now) {
-            way = line.victim(self.clock.now);
+        } else if flow::takes(line, new.fingerprint(), FlowState::Reverse, self.clock.now) {
+            way = line.victim(hash.fingerprint(), self.clock.now);
         } else {
             return Err(Entered::NoRoom);
         }

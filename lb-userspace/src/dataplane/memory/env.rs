@@ -218,5 +218,9 @@ impl<'m> Env for &'m Memory {
         self.stats.borrow_mut().entry(id).or_default().moved_away += 1;
     }
 
+    fn has_short_way(&self) -> bool {
+        self.short_way
+    }
+
     fn trace(&self, _step: Step, _first: u32, _second: u32) {}
 }

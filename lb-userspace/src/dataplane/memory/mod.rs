@@ -69,6 +69,8 @@ pub struct Memory {
     routes: Routes,
     /// The frame in hand, as it came.
     frame: RefCell<Vec<u8>>,
+    /// Whether packets may take the short way: for comparing it with the long one.
+    pub short_way: bool,
     /// The flow table's clock.
     pub now: u16,
     /// The interface that packets come in on.
@@ -115,6 +117,7 @@ impl Memory {
             held: RefCell::default(),
             routes,
             frame: RefCell::default(),
+            short_way: true,
             now: 0,
             ingress: 1,
             elsewhere: BTreeSet::new(),
