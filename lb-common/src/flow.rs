@@ -179,6 +179,36 @@ mod tests {
         }
     }
 
+    #[derive(Clone, Copy)]
+    struct Words([FlowWord; WAYS]);
+
+    impl Line for Words {
+        fn load(&self, way: usize) -> FlowWord {
+            self.0[way]
+        }
+
+        fn replace(&self, _way: usize, _old: FlowWord, _new: FlowWord) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_flow_gets_its_own_way_then_a_free_one_then_that_of_the_oldest_of_the_cheapest() {
+        const NOW: u16 = 3;
+        let word = |state, age: u16| FlowWord::new(1, 1, state, NOW.wrapping_sub(age));
+        let mut line = Words([word(FlowState::Established, 9); WAYS]);
+        (line.0[2], line.0[6]) = (FlowWord::FREE, FlowWord::FREE);
+        assert_eq!(victim(line, 6, NOW), 6, "its own");
+        assert_eq!(victim(line, 5, NOW), 2, "a free one");
+        line.0[2] = word(FlowState::Opening, 4);
+        // The clock has wrapped since.
+        line.0[6] = word(FlowState::Opening, 5);
+        assert_eq!(victim(line, 2, NOW), 6, "the oldest opening one");
+        line.0[1] = word(FlowState::Closed, 0);
+        assert_eq!(victim(line, 2, NOW), 1, "a closed one");
+        assert_eq!((find_known(line, 1), find(line, 1), find_known(line, 9)), (1, 0, WAYS));
+    }
+
     #[test]
     fn the_first_zero_is_found() {
         let words = [5, u64::MAX >> 1, 0, 1, 0, 9, 9, 9];

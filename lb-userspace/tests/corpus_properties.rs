@@ -304,6 +304,38 @@ fn any_packet_is_left_alone_or_rewritten_correctly_when_flows_are_moved() {
     }
 }
 
+#[test]
+fn the_short_way_leads_where_the_long_one_does() {
+    for (name, least) in [("gateway", 250), ("modes", 250), ("vlans", 250), ("ranges", 1)] {
+        let world = small(name);
+        let [short, long] = [true, false].map(|short_way| {
+            let mut machine = Machine::host(&world);
+            machine.configure(&world, &world.state);
+            machine.dataplane.maps_mut().short_way = short_way;
+            RefCell::new(machine)
+        });
+        let config = Config { failure_persistence: None, max_shrink_iters: 0, ..Config::default() };
+        let config = Config { cases: (PACKETS / 1024).saturating_mul(config.cases), ..config };
+        let result = TestRunner::new(config).run(&random::packet(&world), |Packet { interface, frame }| {
+            let [short, long] = [&short, &long].map(|machine| {
+                let ingress = world.interfaces[interface].index;
+                machine.borrow_mut().run(ingress, &frame)
+            });
+            if short == long {
+                return Ok(());
+            }
+            let text = format!("{}\n{short:#?}\nis not\n{long:#?}", show(&frame));
+            Err(TestCaseError::fail(text))
+        });
+        if let Err(error) = result {
+            panic!("{name}: {error}");
+        }
+        let taken = short.borrow().dataplane.maps().short_ways.get();
+        assert!(taken >= least, "{name}: only {taken} packets took the short way");
+        assert_eq!(long.borrow().dataplane.maps().short_ways.get(), 0);
+    }
+}
+
 /// A world with a small flow table: it is looked at after each packet, and its lines are full.
 fn small(name: &str) -> World {
     let mut world = World::load(name);

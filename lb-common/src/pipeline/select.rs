@@ -117,7 +117,8 @@ fn begin<E: Env>(env: &E, work: &mut Work, listener: &Listener, mut way: u32, no
     let remembered = || {
         way != NO_WAY
             && (state as u8 == FlowState::Opening as u8 || state as u8 == FlowState::Datagram as u8)
-            && (way != ANY_WAY || env.flow_line(line).is_some_and(|line| flow::takes(line, hash.fingerprint(), state, now)))
+            && (way != ANY_WAY
+                || env.flow_line(line).is_some_and(|line| flow::takes(line, hash.fingerprint(), state, now)))
     };
     let mut id = 0;
     if listener.flags.has(ListenerFlags::STICKY) {

@@ -35,6 +35,13 @@ struct Is<A> {
 /// `None`, and nothing changed: the long way.
 #[inline(always)]
 pub(super) fn go<F: Front, P: Packet, E: Env>(packet: &mut P, env: &E, work: &Work) -> Option<Verdict> {
+    let verdict = try_go::<F, P, E>(packet, env, work)?;
+    env.took_short_way();
+    Some(verdict)
+}
+
+#[inline(always)]
+fn try_go<F: Front, P: Packet, E: Env>(packet: &mut P, env: &E, work: &Work) -> Option<Verdict> {
     if !env.has_short_way() || work.pending != 0 {
         return None;
     }
@@ -42,10 +49,7 @@ pub(super) fn go<F: Front, P: Packet, E: Env>(packet: &mut P, env: &E, work: &Wo
     let front = packet.front::<F>()?;
     let len = front.plain_len()?;
     let protocol = front.protocol();
-    if len < F::Head::LEN as u32
-        || eth::LEN + len as usize > linear
-        || (protocol != TCP && protocol != UDP)
-    {
+    if len < F::Head::LEN as u32 || eth::LEN + len as usize > linear || (protocol != TCP && protocol != UDP) {
         return None;
     }
     let Transport { source_port, destination_port, .. } = *front.transport();

@@ -72,7 +72,8 @@ pub(super) struct Transport {
 }
 
 /// TCP flags that tell where a connection stands.
-pub(super) const TELLING: u32 = (TcpFlags::SYN.0 | TcpFlags::FIN.0 | TcpFlags::RST.0 | TcpFlags::ACK.0) as u32;
+pub(super) const TELLING: u32 =
+    (TcpFlags::SYN.0 | TcpFlags::FIN.0 | TcpFlags::RST.0 | TcpFlags::ACK.0) as u32;
 
 impl Transport {
     /// Reads and checks the header of a packet that is for a service.

@@ -71,6 +71,8 @@ pub struct Memory {
     frame: RefCell<Vec<u8>>,
     /// Whether packets may take the short way: for comparing it with the long one.
     pub short_way: bool,
+    /// How many did.
+    pub short_ways: Cell<u64>,
     /// The flow table's clock.
     pub now: u16,
     /// The interface that packets come in on.
@@ -118,6 +120,7 @@ impl Memory {
             routes,
             frame: RefCell::default(),
             short_way: true,
+            short_ways: Cell::new(0),
             now: 0,
             ingress: 1,
             elsewhere: BTreeSet::new(),

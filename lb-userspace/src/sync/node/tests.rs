@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lb_common::abi::flow::{FlowState, FlowTuple, FlowWord, WAYS};
 use lb_common::abi::net::Be16;
+use lb_common::flow::preferred;
 use lb_common::hash::{FlowHash, HashKey, flow4, ports};
 use proptest::prelude::*;
 
@@ -237,8 +238,9 @@ fn a_removal_is_told_though_another_flow_has_come_to_its_place() {
     settle(&mut a, &mut b, 0);
     assert!(a.flow(7).is_some());
     let line = |port: u16| b.hash(port).line(LINES as u32);
-    let other = (8..u16::MAX).find(|port| line(*port) == line(7)).unwrap();
     let place = b.place(7);
+    let takes_it = |port: u16| Some(preferred(b.hash(port).fingerprint())) == place.map(|place| place % WAYS);
+    let other = (8..u16::MAX).find(|port| line(*port) == line(7) && takes_it(*port)).unwrap();
     b.free(7);
     a.put(other, 1, FlowState::Established);
     settle(&mut a, &mut b, 700);
