@@ -79,6 +79,8 @@ pub enum World {
     ManyTo,
     /// As `Main`, for a million of flows whose backends answer.
     ManyFrom,
+    /// As `Main`, for four million flows in a table of four times as many places as the others have.
+    FourMillion,
     /// A service with one thousand servers.
     ThousandBackends,
     /// A service, for new flows.
@@ -195,11 +197,18 @@ impl Scale {
             | World::Hundred
             | World::ManyTo
             | World::ManyFrom
+            | World::FourMillion
             | World::ThousandBackends
             | World::Fresh
             | World::Full => (256, 2048, 1 << 20),
         };
-        Geometry { capacity: Capacity { listeners, backends, table_slots }, flow_lines: self.lines }
+        let flow_lines = if matches!(world, World::FourMillion) { self.lines * 4 } else { self.lines };
+        Geometry { capacity: Capacity { listeners, backends, table_slots }, flow_lines }
+    }
+
+    /// More flows than the floors' LRU map has room for.
+    fn four_million(self) -> Option<Flows> {
+        self.million.then_some(Flows::Many(1 << 22))
     }
 
     fn many(self) -> Vec<Flows> {
@@ -227,7 +236,7 @@ pub fn configuration(world: World) -> String {
     let v6 = |ns: std::ops::RangeInclusive<u16>| ns.map(|n| server6(n).into()).collect::<Vec<IpAddr>>();
     let ports = |n: u16| (0..n).map(|i| format!("{VIP4}:{}/tcp", SERVICE_PORT + i)).collect::<Vec<_>>();
     match world {
-        World::Main | World::ManyTo | World::ManyFrom => {
+        World::Main | World::ManyTo | World::ManyFrom | World::FourMillion => {
             service("tcp4", &[format!("{}/tcp", vip4(0, 80))], &v4(1..=2));
             service("udp4", &[format!("{}/udp", vip4(0, 53))], &v4(1..=2));
             service("tcp6", &[format!("{}/tcp", vip6(0, 80))], &v6(1..=2));
@@ -438,7 +447,7 @@ impl List {
 
     fn floors(&mut self, scale: Scale) {
         let tx = verdict::TX;
-        for flows in scale.many().into_iter().chain([Flows::Fresh]) {
+        for flows in scale.many().into_iter().chain(scale.four_million()).chain([Flows::Fresh]) {
             self.floor(FLOOR, "floor_tx", flows, tx, floor_frame(flows));
         }
         let one = floor_frame(Flows::One);
@@ -480,8 +489,9 @@ impl List {
     /// Packets of flows that are known, both ways.
     fn forwarded(&mut self, scale: Scale) {
         for kind in KINDS {
-            for flows in scale.many() {
+            for flows in scale.many().into_iter().chain(scale.four_million()) {
                 let world = match flows {
+                    Flows::Many(n) if n > 1 << 20 => World::FourMillion,
                     Flows::Many(n) if n > 1 << 16 => World::ManyTo,
                     Flows::One | Flows::Many(_) | Flows::Fresh => World::Main,
                 };
