@@ -25,7 +25,7 @@ impl BackendFlags {
     pub const IN_TABLE: Self = Self(16);
     /// The address is IPv6; the VIP need not be with `ipip` and `gue`.
     pub const V6: Self = Self(32);
-    /// Known flows may take the short way: it is up, `nat` without [`Self::REVERSE`], and of one port. Then
+    /// Known flows may take the short way: it is up, `nat` or `dsr` without [`Self::REVERSE`], and of one port. Then
     /// [`Backend::vip`] and what follows it is there.
     pub const SHORT: Self = Self(64);
 

@@ -1,5 +1,5 @@
-//! The short way: known flows by `nat` in the middle of their lives, in both directions, and packets that are none of our
-//! business. Most packets are one or the other.
+//! The short way: known flows by `nat` and `dsr` in the middle of their lives, with `nat` in both directions, and packets that
+//! are none of our business. Most packets are one or the other.
 //!
 //! Nothing happens here that the long way would do differently: what is rare, or unusual in any respect, is left to it
 //! untouched. So the short way is only shorter, which the tests make sure of by going both.
@@ -9,7 +9,7 @@ use super::transport::TELLING;
 use super::work::Work;
 use crate::abi::flow::{FlowState, FlowWord, WAYS};
 use crate::abi::hop::CLIENT_HOPS;
-use crate::abi::{Backend, BackendFlags, Be16, Family, Features, NextHop, Side};
+use crate::abi::{Backend, BackendFlags, Be16, Family, Features, Mode, NextHop, Side};
 use crate::env::{Env, Line};
 use crate::flow;
 use crate::packet::checksum::Sum;
@@ -109,6 +109,10 @@ fn to_backend<F: Front, E: Env>(front: &mut F, env: &E, is: Is<F::Addr>, listene
     touch(line, way, word, now);
     env.count_to_backend(id, is.len);
 
+    if backend.mode == Mode::DSR {
+        front.forward(&hop.macs, Sum::ZERO);
+        return Some(Reason::ToBackend.send(hop.device, env.ingress()));
+    }
     let change = |change: u16| Sum::ZERO.add(u32::from(change));
     front.set_destination(F::Addr::from_mapped(&backend.addr));
     front.forward(&hop.macs, change(backend.address_change));
@@ -122,7 +126,8 @@ fn to_backend<F: Front, E: Env>(front: &mut F, env: &E, is: Is<F::Addr>, listene
 fn to_client<F: Front, E: Env>(front: &mut F, env: &E, is: Is<F::Addr>, id: u32) -> Option<Verdict> {
     let backend = env.backend(id)?;
     let vip = F::Addr::from_mapped(&backend.vip);
-    if F::Addr::from_mapped(&backend.addr) != is.source
+    if backend.mode != Mode::NAT
+        || F::Addr::from_mapped(&backend.addr) != is.source
         || backend.port != is.source_port
         || !is_short(backend, vip, backend.vip_port, is.protocol)
     {

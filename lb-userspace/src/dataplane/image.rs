@@ -214,7 +214,8 @@ pub struct BackendEntry {
     pub suspect: bool,
     /// Its flows have a second record for their way back.
     pub reverse: bool,
-    /// Where its listener listens, if known flows may take the short way: by [`Forward::Nat`], from one port to one port.
+    /// Where its listener listens, if known flows may take the short way: from one port to one port, without another
+    /// source or a tunnel.
     pub vip: Option<Listen>,
     /// The next backend at the same chained endpoint; 0 after the last.
     pub next: Id,
@@ -408,7 +409,8 @@ impl BackendEntry {
     pub fn short_vip(listen: &Listen, forward: Forward, server: &Server) -> Option<Listen> {
         let one_port = listen.port == listen.last_port && server.port != 0;
         let transport = matches!(listen.protocol, Protocol::Tcp | Protocol::Udp);
-        (forward == Forward::Nat && one_port && transport).then_some(*listen)
+        let in_place = matches!(forward, Forward::Nat | Forward::Dsr);
+        (in_place && one_port && transport).then_some(*listen)
     }
 
     /// Whether new flows may go to it.
