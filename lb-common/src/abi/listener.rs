@@ -48,6 +48,10 @@ impl ListenerFlags {
     pub const SECOND_CHANCE: Self = Self(1);
     /// New flows of a client go where its earlier ones went.
     pub const STICKY: Self = Self(2);
+    /// Its service was enabled by hand. Not read by the program.
+    pub const ENABLED_BY_HAND: Self = Self(4);
+    /// Its service was disabled by hand. Not read by the program.
+    pub const DISABLED_BY_HAND: Self = Self(8);
 
     #[inline(always)]
     pub const fn has(self, other: Self) -> bool {

@@ -61,6 +61,8 @@ pub enum ServiceState {
     Active,
     /// None does.
     Down,
+    /// By the file or by an operator: nobody is asked to take any.
+    Disabled,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -70,7 +72,11 @@ pub struct BackendStatus {
     pub address: IpAddr,
     /// `None`: the port the client connected to.
     pub port: Option<u16>,
+    /// What holds: an operator's, else the file's.
     pub weight: u16,
+    /// What the file says, where an operator has set another one.
+    #[serde(default)]
+    pub configured_weight: Option<u16>,
     pub health: Health,
     pub admin: AdminState,
     /// Share of checks that succeeded, 0.0 to 100.0; `None` before the first.
@@ -214,6 +220,13 @@ pub enum EventKind {
         service: String,
         backend: String,
         state: AdminState,
+    },
+    /// The weight of a backend by hand; `by_hand` is false when the file's holds again.
+    Weight {
+        service: String,
+        backend: String,
+        weight: u16,
+        by_hand: bool,
     },
     Service {
         service: String,

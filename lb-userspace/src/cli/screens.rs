@@ -105,7 +105,7 @@ pub fn backends(status: &Status, only: Option<&str>) -> Result<String, Failure> 
                 text(&service.name),
                 text(&backend.name),
                 Cell::new(address(backend)),
-                Cell::new(backend.weight),
+                Cell::new(weight(backend)),
                 word(health_word, health_meaning),
                 if backend.admin == AdminState::Enabled {
                     Cell::new(admin_word)
@@ -262,6 +262,7 @@ fn service_state(state: ServiceState) -> Cell {
     match state {
         ServiceState::Active => word("active", Meaning::Good),
         ServiceState::Down => word("down", Meaning::Bad),
+        ServiceState::Disabled => word("disabled", Meaning::Notice),
     }
 }
 
@@ -284,6 +285,12 @@ fn host_state(backend: &BackendStatus) -> Cell {
         AdminState::Draining if backend.health == Health::Up => word("draining", Meaning::Notice),
         AdminState::Draining => word(&format!("draining ({health_word})"), Meaning::Bad),
     }
+}
+
+/// With the file's, if an operator has set another one.
+fn weight(backend: &BackendStatus) -> String {
+    let file = backend.configured_weight.map(|file| format!(" (file: {file})")).unwrap_or_default();
+    format!("{}{file}", backend.weight)
 }
 
 fn address(backend: &BackendStatus) -> String {

@@ -290,6 +290,7 @@ fn build(parts: Parts, resolved: Vec<Option<usize>>) -> Option<Config> {
                 last_port: snat.ports.1,
             }),
             gue_port: service.forwarding.gue_port,
+            enabled: service.enabled,
         })
         .collect();
     Some(Config {

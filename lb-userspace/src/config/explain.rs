@@ -73,7 +73,8 @@ fn write_flows(out: &mut String, flows: &Flows) -> std::fmt::Result {
 }
 
 fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::Result {
-    writeln!(out, "\nservice {}", service.name)?;
+    let disabled = if service.enabled { "" } else { ", disabled: it takes no new connections" };
+    writeln!(out, "\nservice {}{disabled}", service.name)?;
     let listen: Vec<String> = service.listen.iter().map(ToString::to_string).collect();
     writeln!(out, "  listens on  {}", listen.join(", "))?;
     writeln!(
@@ -127,7 +128,8 @@ fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::
             0 => "weight 0 (no new connections)".to_owned(),
             weight => format!("weight {weight}"),
         };
-        writeln!(out, "    {:names$}{gap}{target:addresses$}  {weight}", backend.name)?;
+        let disabled = if backend.enabled { "" } else { ", disabled" };
+        writeln!(out, "    {:names$}{gap}{target:addresses$}  {weight}{disabled}", backend.name)?;
     }
     Ok(())
 }

@@ -57,6 +57,13 @@ pub struct Config {
     pub cluster: Cluster,
 }
 
+impl Config {
+    /// The backend of a service that has this name.
+    pub fn backend(&self, service: &Service, name: &str) -> Option<&Backend> {
+        self.pools[service.pool].backends.iter().find(|backend| backend.name == name)
+    }
+}
+
 /// How the program is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XdpMode {
@@ -158,6 +165,8 @@ pub struct Backend {
     pub port: Option<u16>,
     /// Share of new flows relative to the others; 0 takes none.
     pub weight: u16,
+    /// False: as if an operator had disabled it. Default true.
+    pub enabled: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,6 +189,8 @@ pub struct Service {
     pub snat: Option<Snat>,
     /// UDP port on the backend that [`Forward::Gue`] sends to. Default 6080 (IANA's for GUE).
     pub gue_port: u16,
+    /// False: it takes no new flows. Default true.
+    pub enabled: bool,
 }
 
 /// What the clients' addresses and ports are replaced with.

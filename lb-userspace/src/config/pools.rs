@@ -89,7 +89,7 @@ fn read_backend(errors: &mut Errors, item: &Value<'_>) -> Option<At<Backend>> {
     let value = match item.get_ref() {
         DeValue::String(text) => {
             let (address, port) = listen::read_endpoint(errors, text, span)?;
-            Backend { name: text.to_string(), address, port, weight: DEFAULT_WEIGHT }
+            Backend { name: text.to_string(), address, port, weight: DEFAULT_WEIGHT, enabled: true }
         }
         DeValue::Table(table) => read_table(errors, span, table)?,
         _ => {
@@ -122,6 +122,10 @@ fn read_table(errors: &mut Errors, span: Span, table: &DeTable<'_>) -> Option<Ba
         }
         None => Some(DEFAULT_WEIGHT),
     };
+    let enabled = match known.get("enabled") {
+        Some(entry) => document::boolean(errors, entry),
+        None => Some(true),
+    };
     let name = match known.get("name") {
         Some(entry) => document::text(errors, "name", entry.value, "a text", "write `name = \"mx1\"`")
             .filter(|name| values::check_name(errors, "backend", *name))
@@ -135,7 +139,7 @@ fn read_table(errors: &mut Errors, span: Span, table: &DeTable<'_>) -> Option<Ba
         (Some(port), IpAddr::V4(_)) => format!("{written}:{port}"),
         (Some(port), IpAddr::V6(_)) => format!("[{written}]:{port}"),
     };
-    Some(Backend { name: name?.unwrap_or_else(unnamed), address, port, weight: weight? })
+    Some(Backend { name: name?.unwrap_or_else(unnamed), address, port, weight: weight?, enabled: enabled? })
 }
 
 fn read_address<'a>(errors: &mut Errors, entry: Entry<'a>) -> Option<(IpAddr, &'a str)> {

@@ -34,6 +34,7 @@ pub(super) struct ServiceParts {
     pub(super) session_timeout: Duration,
     pub(super) sticky: Option<Duration>,
     pub(super) new_flow_limit: u32,
+    pub(super) enabled: bool,
 }
 
 /// Where a service's backends are.
@@ -89,6 +90,7 @@ pub(super) fn read(
         .get("new_flow_limit")
         .and_then(|entry| document::integer(errors, entry, NEW_FLOW_LIMITS))
         .unwrap_or(DEFAULT_NEW_FLOW_LIMIT);
+    let enabled = known.get("enabled").and_then(|entry| document::boolean(errors, entry)).unwrap_or(true);
     let service = ServiceParts {
         name: At { value: name.value.to_owned(), span: name.span },
         listen,
@@ -99,6 +101,7 @@ pub(super) fn read(
         session_timeout,
         sticky,
         new_flow_limit,
+        enabled,
     };
     (service, own)
 }

@@ -3,7 +3,7 @@
 //! [`state`] is what is known: configuration, health, the operator's wishes; pure. [`task`] joins it with the packet
 //! path, the checks and the API: requests, check results and a tick come in one after the other, so nothing needs a
 //! lock. `apply` is its way to maps and interfaces, `answers` what it tells the API, [`explain`] and [`tracing`] what it
-//! tells of single packets, [`held`] its loop for fragments, [`passive`] what it notices itself.
+//! tells of single packets, [`wishes`] what an operator wants, [`held`] its loop for fragments, [`passive`] what it notices itself.
 
 mod answers;
 mod apply;
@@ -18,3 +18,5 @@ pub mod status;
 pub mod sync;
 pub mod task;
 pub mod tracing;
+pub mod wishes;
+mod wishing;

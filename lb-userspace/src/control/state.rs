@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, SystemTime};
 
 use super::passive::Passive;
+use super::wishes::Wishes;
 use crate::api::types::AdminState;
 use crate::config::{Backend, Config, Listen, Service};
 use crate::dataplane::desired::Verdicts;
-use crate::dataplane::image::{BackendEntry, Image, Server, server_port, serves};
+use crate::dataplane::image::{BackendEntry, ByHand, Image, Server, server_port, serves};
 use crate::health::{CheckError, Health, Report, Target};
 
 /// What the checks of one target have found.
@@ -54,11 +55,11 @@ pub fn ends_soon(target: &Target, expires: SystemTime, now: SystemTime) -> Optio
 /// A backend of a service, by their names.
 pub type Name = (String, String);
 
-/// Health of each target, and the state an operator gave a backend.
+/// Health of each target, and what an operator wants.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     checked: BTreeMap<Target, Checked>,
-    admin: BTreeMap<Name, AdminState>,
+    pub wishes: Wishes,
     /// What the packet path has noticed.
     pub passive: Passive,
 }
@@ -71,11 +72,17 @@ impl State {
         for service in &config.services {
             for (listen, backend) in places(config, service) {
                 // By its place, as the name in the maps may be cut short.
-                if let Some(known) = known(image, listen, backend)
-                    && known.admin != AdminState::Enabled
-                {
-                    state.admin.insert((service.name.clone(), backend.name.clone()), known.admin);
+                let Some(known) = known(image, listen, backend) else { continue };
+                if known.by_hand.admin {
+                    state.wishes.set_admin(service, backend, known.admin);
                 }
+                if known.by_hand.weight.is_some() {
+                    state.wishes.set_weight(service, backend, known.by_hand.weight);
+                }
+            }
+            let mut listeners = service.listen.iter().filter_map(|listen| image.listener_at(listen));
+            if let Some(enabled) = listeners.find_map(|id| image.listeners[&id].by_hand) {
+                state.wishes.set_enabled(service, enabled);
             }
         }
         state.inherit(config, image);
@@ -99,11 +106,7 @@ impl State {
         let mut targets: Vec<Target> = targets_with_use(config).map(|(target, ..)| target).collect();
         targets.sort();
         self.checked.retain(|target, _| targets.binary_search(target).is_ok());
-        self.admin.retain(|(service, backend), _| {
-            config.services.iter().any(|s| {
-                s.name == *service && config.pools[s.pool].backends.iter().any(|b| b.name == *backend)
-            })
-        });
+        self.wishes.retain(config);
     }
 
     /// What is to be checked, with the health that is known so far. Backends that are disabled are not checked.
@@ -177,15 +180,6 @@ impl State {
     ) -> Option<&Checked> {
         self.checked.get(&target(config, service, listen, backend)?)
     }
-
-    /// Sets what an operator wants of a backend. True when it is something new.
-    pub fn set_admin(&mut self, name: Name, state: AdminState) -> bool {
-        let old = match state {
-            AdminState::Enabled => self.admin.remove(&name),
-            other => self.admin.insert(name, other),
-        };
-        old.unwrap_or_default() != state
-    }
 }
 
 impl Verdicts for State {
@@ -197,7 +191,23 @@ impl Verdicts for State {
     }
 
     fn admin(&self, service: &Service, backend: &Backend) -> AdminState {
-        self.admin.get(&(service.name.clone(), backend.name.clone())).copied().unwrap_or_default()
+        self.wishes.admin(service, backend)
+    }
+
+    fn by_hand(&self, service: &Service, backend: &Backend) -> ByHand {
+        self.wishes.by_hand(service, backend)
+    }
+
+    fn service_by_hand(&self, service: &Service) -> Option<bool> {
+        self.wishes.service_by_hand(service)
+    }
+
+    fn weight(&self, _: &Config, service: &Service, _: &Listen, backend: &Backend) -> u16 {
+        self.wishes.weight(service, backend)
+    }
+
+    fn stands_by(&self, _: &Config, service: &Service, _: &Listen, _: &Backend) -> bool {
+        !self.wishes.enabled(service)
     }
 
     fn suspects(&self, server: &Server) -> bool {

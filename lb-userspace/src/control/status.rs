@@ -48,7 +48,10 @@ pub fn status(sources: &Sources<'_>) -> Status {
 }
 
 /// Whether a service takes new connections.
-pub fn service_state(image: &Image, service: &Service) -> ServiceState {
+pub fn service_state(image: &Image, state: &State, service: &Service) -> ServiceState {
+    if !state.wishes.enabled(service) {
+        return ServiceState::Disabled;
+    }
     let active = service
         .listen
         .iter()
@@ -64,7 +67,7 @@ fn service_status(sources: &Sources<'_>, id: u32, service: &Service) -> ServiceS
     ServiceStatus {
         id,
         name: service.name.clone(),
-        state: service_state(sources.dataplane.image(), service),
+        state: service_state(sources.dataplane.image(), sources.state, service),
         listen: service.listen.iter().map(ToString::to_string).collect(),
         pool: pool.name.clone(),
         forward: service.forward.to_string(),
@@ -120,7 +123,8 @@ fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -
         name: backend.name.clone(),
         address: backend.address,
         port: backend.port,
-        weight: backend.weight,
+        weight: state.wishes.weight(service, backend),
+        configured_weight: state.wishes.by_hand(service, backend).weight.map(|_| backend.weight),
         health,
         admin: state.admin(service, backend),
         availability_percent: (checks > 0).then(|| checks_up as f64 * 100.0 / checks as f64),

@@ -246,16 +246,22 @@ impl Control {
 
     pub(super) fn service_states(&self) -> BTreeMap<String, ServiceState> {
         let image = self.dataplane.image();
-        self.config.services.iter().map(|s| (s.name.clone(), status::service_state(image, s))).collect()
+        self.config
+            .services
+            .iter()
+            .map(|s| (s.name.clone(), status::service_state(image, &self.state, s)))
+            .collect()
     }
 
     pub(super) fn tell_services(&mut self, before: &BTreeMap<String, ServiceState>) {
         for (service, state) in self.service_states() {
             if before.get(&service) != Some(&state) {
-                info!(
-                    "service {service} is {}",
-                    if state == ServiceState::Active { "active" } else { "down" }
-                );
+                let word = match state {
+                    ServiceState::Active => "active",
+                    ServiceState::Down => "down",
+                    ServiceState::Disabled => "disabled",
+                };
+                info!("service {service} is {word}");
                 self.emit(EventKind::Service { service, state });
             }
         }

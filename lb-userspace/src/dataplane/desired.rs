@@ -11,8 +11,8 @@ use lb_common::maglev;
 
 use super::Capacity;
 use super::image::{
-    BackendEntry, Id, Identity, Image, ListenerEntry, Server, SnatRange, Table, TableKind, TunnelSources,
-    server_port, serves,
+    BackendEntry, ByHand, Id, Identity, Image, ListenerEntry, Server, SnatRange, Table, TableKind,
+    TunnelSources, server_port, serves,
 };
 use crate::api::types::AdminState;
 use crate::config::{Backend, Config, Forward, Listen, OnDown, Pool, Protocol, Service};
@@ -41,6 +41,26 @@ pub enum Unfit {
 pub trait Verdicts {
     fn health(&self, config: &Config, service: &Service, listen: &Listen, backend: &Backend) -> Health;
     fn admin(&self, service: &Service, backend: &Backend) -> AdminState;
+
+    /// What of it an operator has decided against the file.
+    fn by_hand(&self, service: &Service, backend: &Backend) -> ByHand {
+        ByHand { admin: self.admin(service, backend) != AdminState::Enabled, weight: None }
+    }
+
+    /// Whether an operator has enabled or disabled the service.
+    fn service_by_hand(&self, _service: &Service) -> Option<bool> {
+        None
+    }
+
+    /// The share of new flows.
+    fn weight(&self, _config: &Config, _service: &Service, _listen: &Listen, backend: &Backend) -> u16 {
+        backend.weight
+    }
+
+    /// Whether the listener hands new flows to others, or to nobody, instead.
+    fn stands_by(&self, _config: &Config, _service: &Service, _listen: &Listen, _backend: &Backend) -> bool {
+        false
+    }
 
     /// Whether the packet path found the server silent.
     fn suspects(&self, _server: &Server) -> bool {
@@ -136,11 +156,13 @@ impl<'a> Draft<'a> {
                         number: server_number,
                         forward: service.forward,
                         gue_port: if service.forward == Forward::Gue { service.gue_port } else { 0 },
-                        weight: backend.weight,
+                        weight: verdicts.weight(self.config, service, listen, backend),
                         health: verdicts.health(self.config, service, listen, backend),
                         admin: verdicts.admin(service, backend),
+                        by_hand: verdicts.by_hand(service, backend),
                         reset_when_down: pool.on_down == OnDown::Reset && listen.protocol == Protocol::Tcp,
                         suspect: verdicts.suspects(&server),
+                        standby: verdicts.stands_by(self.config, service, listen, backend),
                         reverse: false,
                         next: 0,
                     };
@@ -153,7 +175,8 @@ impl<'a> Draft<'a> {
                     }
                     self.image.backends.insert(backend_id, entry);
                 }
-                let entry = self.listener(service, number, listen, id, members)?;
+                let mut entry = self.listener(service, number, listen, id, members)?;
+                entry.by_hand = verdicts.service_by_hand(service);
                 self.image.listeners.insert(id, entry);
             }
         }
@@ -187,6 +210,7 @@ impl<'a> Draft<'a> {
             sticky_ticks: service.sticky.map_or(0, |time| pace.ticks(time)),
             snat: self.snat_range(service, listen)?,
             scheduler: service.scheduler,
+            by_hand: None,
             table: Table { kind: TableKind::of(service.scheduler), size, members },
             next: 0,
         })

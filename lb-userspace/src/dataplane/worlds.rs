@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::Capacity;
 use super::desired::{Verdicts, desired};
-use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table, TableKind, serves};
+use super::image::{BackendEntry, ByHand, Id, Image, ListenerEntry, Server, Table, TableKind, serves};
 use crate::api::types::AdminState;
 use crate::config::{
     Backend, Config, Control, Flows, Forward, Listen, OnDown, Pool, Protocol, Scheduler, Service, Snat,
@@ -57,6 +57,13 @@ pub struct World {
 }
 
 impl World {
+    /// Something that differs between backends, and between worlds.
+    fn chance(&self, service: &Service, backend: &Backend) -> usize {
+        let server = backend.name.bytes().last().map_or(0, usize::from);
+        let state = self.admin[service.listen.len() % self.admin.len()] as usize;
+        server + state + service.name.len()
+    }
+
     /// The image for it, after `previous`.
     pub fn image(&self, previous: &Image) -> Image {
         desired(&self.config, self, previous, CAPACITY).expect("it fits")
@@ -72,6 +79,21 @@ impl Verdicts for World {
     fn admin(&self, service: &Service, backend: &Backend) -> AdminState {
         let server = backend.name.bytes().last().map_or(0, usize::from);
         self.admin[(service.name.len() + server) % self.admin.len()]
+    }
+
+    fn by_hand(&self, service: &Service, backend: &Backend) -> ByHand {
+        let admin = self.admin(service, backend);
+        // Nobody but an operator drains.
+        let by_operator = admin == AdminState::Draining || self.chance(service, backend) % 2 == 0;
+        ByHand { admin: by_operator, weight: (backend.weight != 1).then_some(backend.weight) }
+    }
+
+    fn service_by_hand(&self, service: &Service) -> Option<bool> {
+        [None, Some(true), Some(false)][self.health.len().min(service.listen.len()) % 3]
+    }
+
+    fn stands_by(&self, _: &Config, service: &Service, listen: &Listen, backend: &Backend) -> bool {
+        (self.chance(service, backend) + usize::from(listen.port)) % 5 == 0
     }
 }
 
@@ -113,6 +135,7 @@ pub fn listener(listen: Listen, members: impl IntoIterator<Item = Id>) -> Listen
         sticky_ticks: 0,
         snat: None,
         scheduler: Scheduler::Maglev,
+        by_hand: None,
         table: Table { kind: TableKind::Maglev, size: 131, members },
         next: 0,
     }
@@ -129,8 +152,10 @@ pub fn server(listener: Id, address: IpAddr) -> BackendEntry {
         weight: 1,
         health: Health::Up,
         admin: AdminState::Enabled,
+        by_hand: ByHand::default(),
         reset_when_down: true,
         suspect: false,
+        standby: false,
         reverse: false,
         next: 0,
     }
@@ -144,6 +169,7 @@ fn backend() -> impl Strategy<Value = Backend> {
         address: address(SERVERS[server]),
         port,
         weight,
+        enabled: true,
     })
 }
 
@@ -201,6 +227,7 @@ fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Service)> {
             new_flow_limit: 100_000,
             snat: Some(snat).filter(|_| forward == Forward::Snat),
             gue_port: 6080,
+            enabled: true,
         },
     );
     (prop::collection::btree_set(0..VIPS.len(), 1..5), pool(), rest)

@@ -11,6 +11,7 @@ use lb_userspace::api::explain::{
     Carries, Choice, ExplainedBackend, ExplainedFlow, ExplainedHop, ExplainedListener, ExplainedPacket,
     Explanation, Question, Reached, flag_names,
 };
+use lb_userspace::api::pools::{ChangedWeight, ServiceChange, WeightChange};
 use lb_userspace::api::sync::SyncStatus;
 use lb_userspace::api::trace::TraceLine;
 use lb_userspace::api::types::{
@@ -121,6 +122,12 @@ async fn answer(mut inbox: mpsc::Receiver<Request>, reload: Arc<Mutex<Result<u64
             Request::SetAdmin { backend, service, state, reply } => {
                 drop(reply.send(set_admin(&backend, service.as_deref(), state)));
             }
+            Request::SetWeight { backend, service, weight, reply } => {
+                drop(reply.send(set_weight(&backend, service.as_deref(), weight)));
+            }
+            Request::SetService { service, enabled, reply } => {
+                drop(reply.send(set_service(service, enabled)));
+            }
             Request::Reload(reply) => {
                 let outcome = reload.lock().expect("the outcome").clone();
                 let outcome = outcome.map(|operations| ReloadOutcome { operations });
@@ -143,6 +150,7 @@ fn backend(id: u32, name: &str, address: &str, port: Option<u16>) -> BackendStat
         address: address.parse().expect("an address"),
         port,
         weight: 1,
+        configured_weight: None,
         health: Health::Up,
         admin: AdminState::Enabled,
         availability_percent: Some(99.95),
@@ -183,6 +191,7 @@ pub fn status() -> Status {
                 last_check_millis: Some(2000),
                 flows: 0,
                 weight: 2,
+                configured_weight: Some(1),
                 ..backend(2, "mx2", "198.51.100.12", Some(2525))
             },
             BackendStatus {
@@ -513,6 +522,25 @@ fn set_admin(backend: &str, service: Option<&str>, state: AdminState) -> Result<
     Ok(BackendChange { state, backends })
 }
 
+fn set_weight(backend: &str, service: Option<&str>, weight: Option<u16>) -> Result<WeightChange, Refusal> {
+    let backends = set_admin(backend, service, AdminState::Enabled)?.backends.into_iter();
+    let configured_weight = weight.map(|_| 1);
+    let change = |backend| ChangedWeight {
+        backend,
+        weight: weight.unwrap_or(1),
+        configured_weight,
+        changed: configured_weight.is_some(),
+    };
+    Ok(WeightChange { backends: backends.map(change).collect() })
+}
+
+fn set_service(service: String, enabled: bool) -> Result<ServiceChange, Refusal> {
+    let Some(known) = status().services.into_iter().find(|known| known.name == service) else {
+        return Err(Refusal::NotFound(format!("there is no service {service}; there is mail, dns")));
+    };
+    Ok(ServiceChange { service, enabled, changed: (known.state != ServiceState::Disabled) != enabled })
+}
+
 /// One event of each kind.
 pub fn events() -> Vec<Event> {
     let (service, backend) = ("mail".to_owned(), "mx2".to_owned());
@@ -535,6 +563,9 @@ pub fn events() -> Vec<Event> {
             expires: 1_767_657_600.0,
             days: 4,
         },
+        EventKind::Weight { service: service.clone(), backend: backend.clone(), weight: 2, by_hand: true },
+        EventKind::Weight { service: service.clone(), backend: backend.clone(), weight: 1, by_hand: false },
+        EventKind::Service { service: service.clone(), state: ServiceState::Disabled },
         EventKind::Admin { service, backend, state: AdminState::Draining },
         EventKind::Reload { operations: 1 },
         EventKind::ReloadRefused {

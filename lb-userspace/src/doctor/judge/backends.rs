@@ -21,6 +21,10 @@ fn service(service: &ServiceStatus) -> Vec<Finding> {
         let message = "no server takes new connections, so they are dropped";
         findings.push(Finding::problem(CHECK, name, message, "matapa show backends"));
     }
+    if service.state == ServiceState::Disabled {
+        let message = "is disabled: new connections are dropped";
+        findings.push(Finding::warning(CHECK, name, message, format!("matapa service enable {name}")));
+    }
     for backend in &service.backends {
         if let Some((message, mend)) = trouble(backend) {
             findings.push(Finding::warning(CHECK, format!("{name}/{}", backend.name), message, mend));
@@ -36,8 +40,7 @@ fn trouble(backend: &BackendStatus) -> Option<(String, String)> {
     match (backend.admin, backend.health) {
         (AdminState::Draining | AdminState::Disabled, _) => {
             let word = if backend.admin == AdminState::Draining { "being drained" } else { "disabled" };
-            let message = format!("is {word} by an operator");
-            Some((message, format!("matapa backend enable {}", backend.name)))
+            Some((format!("is {word}"), format!("matapa backend enable {}", backend.name)))
         }
         (AdminState::Enabled, Health::Down) => {
             let reason = backend.last_error.as_deref().unwrap_or("it failed its check");
