@@ -84,7 +84,7 @@ impl Verdicts for World {
     fn by_hand(&self, service: &Service, backend: &Backend) -> ByHand {
         let admin = self.admin(service, backend);
         // Nobody but an operator drains.
-        let by_operator = admin == AdminState::Draining || self.chance(service, backend) % 2 == 0;
+        let by_operator = admin == AdminState::Draining || self.chance(service, backend).is_multiple_of(2);
         ByHand { admin: by_operator, weight: (backend.weight != 1).then_some(backend.weight) }
     }
 
@@ -93,7 +93,7 @@ impl Verdicts for World {
     }
 
     fn stands_by(&self, _: &Config, service: &Service, listen: &Listen, backend: &Backend) -> bool {
-        (self.chance(service, backend) + usize::from(listen.port)) % 5 == 0
+        (self.chance(service, backend) + usize::from(listen.port)).is_multiple_of(5)
     }
 }
 
