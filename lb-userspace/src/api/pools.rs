@@ -5,6 +5,31 @@ use serde::{Deserialize, Serialize};
 /// The largest weight of a backend.
 pub const MOST_WEIGHT: u16 = 1000;
 
+/// What a pool is to a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PoolRole {
+    Primary,
+    /// Used while nothing of the other one can be.
+    Backup,
+}
+
+/// A pool as a service uses it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PoolStatus {
+    pub name: String,
+    pub role: PoolRole,
+    /// New flows go there, of some listener at least.
+    pub active: bool,
+    /// How many of its backends are up and enabled and have a weight.
+    pub well: u64,
+    /// Their weights.
+    pub well_weight: u64,
+    /// How much of it must be there, behind each listener, for the pool to be used.
+    pub quorum: u32,
+    pub hysteresis: u32,
+}
+
 /// `POST /v1/backends/{name}/weight?value=N&service=S` answers with what it changed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WeightChange {

@@ -17,6 +17,7 @@ const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(600);
 const SESSION_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(12 * 3600);
 /// As with flows, the clock that a client's last flow is remembered by wraps after 18 hours.
 const STICKY_TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(12 * 3600);
+const BACKUP_HOLDS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 * 3600);
 /// Flows a second.
 pub(super) const DEFAULT_NEW_FLOW_LIMIT: u32 = 100_000;
 const NEW_FLOW_LIMITS: RangeInclusive<u32> = 1..=10_000_000;
@@ -29,6 +30,9 @@ pub(super) struct ServiceParts {
     /// Every listener of the file is in `listen`; else some were left out because of errors.
     pub(super) complete: bool,
     pub(super) pool: PoolRef,
+    /// The name of a pool.
+    pub(super) backup: Option<At<String>>,
+    pub(super) backup_hold: Duration,
     pub(super) forwarding: Forwarding,
     pub(super) scheduler: Scheduler,
     pub(super) session_timeout: Duration,
@@ -67,6 +71,7 @@ pub(super) fn read(
         }
     };
     let (pool, own) = read_pool(errors, name, &known);
+    let (backup, backup_hold) = read_backup(errors, &known);
     let forwarding = forwarding::read(errors, name, &known);
     let scheduler = known
         .get("scheduler")
@@ -96,6 +101,8 @@ pub(super) fn read(
         listen,
         complete,
         pool,
+        backup,
+        backup_hold,
         forwarding,
         scheduler,
         session_timeout,
@@ -104,6 +111,22 @@ pub(super) fn read(
         enabled,
     };
     (service, own)
+}
+
+fn read_backup(errors: &mut Errors, known: &Known<'_>) -> (Option<At<String>>, Duration) {
+    let hold = known.get("backup_hold");
+    let time = hold.and_then(|entry| values::duration(errors, entry, &BACKUP_HOLDS));
+    let time = time.map_or(Duration::ZERO, |at| at.value);
+    let Some(backup) = known.get("backup") else {
+        if let Some(entry) = hold.filter(|_| known.lacks("backup")) {
+            let error = errors.at(entry.key.span, "`backup_hold` without `backup`");
+            error.help("add `backup = \"NAME\"` with the name of a pool, or remove it");
+        }
+        return (None, time);
+    };
+    let help = "write `backup = \"NAME\"`, with [pools.NAME] elsewhere in the file";
+    let named = document::text(errors, "backup", backup.value, "the name of a pool", help);
+    (named.map(|named| At { value: named.value.to_owned(), span: named.span }), time)
 }
 
 fn read_pool(errors: &mut Errors, name: At<&str>, known: &Known<'_>) -> (PoolRef, Option<PoolParts>) {
@@ -134,7 +157,7 @@ fn read_pool(errors: &mut Errors, name: At<&str>, known: &Known<'_>) -> (PoolRef
         pools::read_known(errors, name, known, true);
         return (PoolRef::Unclear, None);
     }
-    for key in ["check", "on_down"] {
+    for key in ["check", "on_down", "quorum", "hysteresis", "slow_start"] {
         if let Some(entry) = known.get(key) {
             let pool = named.map_or("NAME", |named| named.value).escape_debug();
             let message = format!("`{key}` belongs to the pool when a service names one");

@@ -14,8 +14,8 @@ use super::desired::{Verdicts, desired};
 use super::image::{BackendEntry, ByHand, Id, Image, ListenerEntry, Server, Table, TableKind, serves};
 use crate::api::types::AdminState;
 use crate::config::{
-    Backend, Config, Control, Flows, Forward, Listen, OnDown, Pool, Protocol, Scheduler, Service, Snat,
-    Tunnel, XdpMode,
+    Backend, Config, Control, Flows, Forward, Listen, Member, OnDown, Pool, Protocol, Quorum, Role,
+    Scheduler, Service, Snat, Tunnel, XdpMode,
 };
 use crate::health::Health;
 
@@ -71,8 +71,8 @@ impl World {
 }
 
 impl Verdicts for World {
-    fn health(&self, _: &Config, _: &Service, listen: &Listen, backend: &Backend) -> Health {
-        let server = SERVERS.iter().position(|s| backend.address == address(s)).unwrap_or(0);
+    fn health(&self, _: &Service, listen: &Listen, member: &Member<'_>) -> Health {
+        let server = SERVERS.iter().position(|s| member.backend.address == address(s)).unwrap_or(0);
         self.health[(server + usize::from(listen.port)) % self.health.len()]
     }
 
@@ -92,8 +92,14 @@ impl Verdicts for World {
         [None, Some(true), Some(false)][self.health.len().min(service.listen.len()) % 3]
     }
 
-    fn stands_by(&self, _: &Config, service: &Service, listen: &Listen, backend: &Backend) -> bool {
-        (self.chance(service, backend) + usize::from(listen.port)).is_multiple_of(5)
+    fn weight(&self, service: &Service, _: &Listen, member: &Member<'_>) -> u16 {
+        // Some have a part of it only.
+        let rising = member.role == Role::Primary && self.chance(service, member.backend).is_multiple_of(3);
+        if rising { member.backend.weight.div_ceil(2) } else { member.backend.weight }
+    }
+
+    fn stands_by(&self, service: &Service, listen: &Listen, member: &Member<'_>) -> bool {
+        (self.chance(service, member.backend) + usize::from(listen.port)).is_multiple_of(5)
     }
 }
 
@@ -169,6 +175,7 @@ fn backend() -> impl Strategy<Value = Backend> {
         address: address(SERVERS[server]),
         port,
         weight,
+        priority: 0,
         enabled: true,
     })
 }
@@ -178,8 +185,19 @@ fn pool() -> impl Strategy<Value = Pool> {
     (prop::collection::vec(backend(), 1..5), on_down).prop_map(|(mut backends, on_down)| {
         let mut seen = BTreeSet::new();
         backends.retain(|b| seen.insert(b.address));
-        Pool { name: String::new(), check: None, on_down, backends }
+        Pool { check: None, on_down, backends, ..empty_pool() }
     })
+}
+
+fn empty_pool() -> Pool {
+    Pool {
+        name: String::new(),
+        check: None,
+        on_down: OnDown::Keep,
+        quorum: Quorum::default(),
+        slow_start: Duration::ZERO,
+        backends: Vec::new(),
+    }
 }
 
 fn forward() -> impl Strategy<Value = Forward> {
@@ -203,8 +221,8 @@ fn snat() -> impl Strategy<Value = Snat> {
     })
 }
 
-/// The VIPs by number, the pool, and the rest.
-fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Service)> {
+/// The VIPs by number, the pool, its backup, and the rest.
+fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Option<Pool>, Service)> {
     let timeout = prop_oneof![Just(600), Just(30)].prop_map(Duration::from_secs);
     let scheduler = prop_oneof![
         4 => Just(Scheduler::Maglev),
@@ -219,6 +237,8 @@ fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Service)> {
             name: String::new(),
             listen: Vec::new(),
             pool: 0,
+            backup: None,
+            backup_hold: Duration::ZERO,
             forward,
             scheduler,
             second_chance,
@@ -230,7 +250,7 @@ fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Service)> {
             enabled: true,
         },
     );
-    (prop::collection::btree_set(0..VIPS.len(), 1..5), pool(), rest)
+    (prop::collection::btree_set(0..VIPS.len(), 1..5), pool(), prop::option::of(pool()), rest)
 }
 
 /// Whether some packet belongs to both.
@@ -243,7 +263,7 @@ fn config() -> impl Strategy<Value = Config> {
     prop::collection::vec(service(), 1..=SERVICES.len()).prop_map(|parts| {
         let mut vips: Vec<Listen> = Vec::new();
         let (mut pools, mut services) = (Vec::new(), Vec::new());
-        for (name, (numbers, mut pool, rest)) in SERVICES.into_iter().zip(parts) {
+        for (name, (numbers, mut pool, backup, rest)) in SERVICES.into_iter().zip(parts) {
             let mut listen: Vec<Listen> = Vec::new();
             for one in numbers.into_iter().filter_map(|number| listens().nth(number)) {
                 let served = pool.backends.iter().any(|backend| serves(&rest, &one, backend));
@@ -253,8 +273,17 @@ fn config() -> impl Strategy<Value = Config> {
                 }
             }
             name.clone_into(&mut pool.name);
-            services.push(Service { name: name.to_owned(), listen, pool: pools.len(), ..rest });
+            // What is in the pool already is left out.
+            let spare = |mut spare: Pool| {
+                spare.backends.retain(|one| pool.backends.iter().all(|known| known.address != one.address));
+                (!spare.backends.is_empty()).then_some(spare)
+            };
+            let backup = backup.and_then(spare);
+            let index = pools.len();
+            let second = backup.is_some().then_some(index + 1);
+            services.push(Service { name: name.to_owned(), listen, pool: index, backup: second, ..rest });
             pools.push(pool);
+            pools.extend(backup);
         }
         Config {
             cluster: crate::config::Cluster::default(),

@@ -61,9 +61,10 @@ fn verdicts(config: &Config, state: &State) -> Vec<(String, u16, Health, AdminSt
     let mut all = Vec::new();
     for service in &config.services {
         for listen in &service.listen {
-            for backend in &config.pools[service.pool].backends {
-                let health = state.health(config, service, listen, backend);
-                all.push((backend.name.clone(), listen.port, health, state.admin(service, backend)));
+            for member in config.members(service) {
+                let health = state.health(service, listen, &member);
+                let admin = state.admin(service, member.backend);
+                all.push((member.backend.name.clone(), listen.port, health, admin));
             }
         }
     }
@@ -80,15 +81,16 @@ fn a_server_is_judged_port_by_port() {
     let health: Vec<_> = verdicts(&config, &state).into_iter().map(|(.., health, _)| health).collect();
     // mail 25: mx1, mx2; mail 587: mx1, mx2; web, which has no check and is taken as up.
     assert_eq!(health, [Health::Up, Health::Unknown, Health::Down, Health::Unknown, Health::Up]);
-    let (service, backend) = (&config.services[0], &config.pools[0].backends[0]);
-    let checked = state.checked(&config, service, &service.listen[1], backend).unwrap();
+    let service = &config.services[0];
+    let mx1 = config.members(service).next().unwrap();
+    let checked = state.checked(&service.listen[1], &mx1).unwrap();
     assert_eq!((checked.checks, checked.checks_up), (2, 0));
     assert_eq!(checked.last_error, Some(CheckError::Refused));
     assert!(state.report(&report(&config, "198.51.100.11", 587, Health::Up)));
-    let checked = state.checked(&config, service, &service.listen[1], backend).unwrap();
+    let checked = state.checked(&service.listen[1], &mx1).unwrap();
     assert_eq!((checked.checks, checked.checks_up, checked.last_error.as_ref()), (3, 1, None));
     let web = &config.services[1];
-    assert!(state.checked(&config, web, &web.listen[0], &config.pools[web.pool].backends[0]).is_none());
+    assert!(state.checked(&web.listen[0], &config.members(web).next().unwrap()).is_none());
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn parsed(text: &str) -> Config {
 struct AllUp;
 
 impl Verdicts for AllUp {
-    fn health(&self, _: &Config, _: &Service, _: &Listen, _: &Backend) -> Health {
+    fn health(&self, _: &Service, _: &Listen, _: &Member<'_>) -> Health {
         Health::Up
     }
 
@@ -34,9 +34,8 @@ impl Verdicts for AllUp {
 
 fn backends_wanted(world: &World) -> usize {
     let config = &world.config;
-    let of = |s: &Service, l: &Listen| {
-        config.pools[s.pool].backends.iter().filter(|backend| serves(s, l, backend)).count()
-    };
+    let of =
+        |s: &Service, l: &Listen| config.members(s).filter(|member| serves(s, l, member.backend)).count();
     config.services.iter().map(|s| s.listen.iter().map(|l| of(s, l)).sum::<usize>()).sum()
 }
 
