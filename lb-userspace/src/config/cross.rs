@@ -116,7 +116,8 @@ fn resolve(errors: &mut Errors, parts: &Parts) -> Vec<Option<usize>> {
     if !unclear && !parts.services.is_empty() {
         for pool in parts.pools.iter().filter(|pool| !pool.own && !used.contains(pool.name.value.as_str())) {
             let message = format!("pool {} is used by no service", quote(&pool.name.value));
-            let help = format!("add `pool = {}` to a service, or remove the pool", quote(&pool.name.value));
+            let name = quote(&pool.name.value);
+            let help = format!("add `pool = {name}` or `backup = {name}` to a service, or remove the pool");
             errors.at(pool.name.span, message).help(help);
         }
     }

@@ -154,14 +154,23 @@ impl Ramp {
     }
 }
 
-type Place = (String, Listen);
+/// By service and listener. Looked up for each backend in each verdict, without making a key for it.
+type ByListener<T> = BTreeMap<String, BTreeMap<Listen, T>>;
+
+fn of<'a, T>(map: &'a ByListener<T>, service: &Service, listen: &Listen) -> Option<&'a T> {
+    map.get(&service.name)?.get(listen)
+}
+
+fn put<T>(map: &mut ByListener<T>, service: &Service, listen: &Listen, value: T) {
+    map.entry(service.name.clone()).or_default().insert(*listen, value);
+}
 
 /// Of all listeners whose service has a backup, a quorum, priorities or a slow start.
 #[derive(Clone, Debug, Default)]
 pub struct Choices {
-    listeners: BTreeMap<Place, Choice>,
+    listeners: ByListener<Choice>,
     /// By listener, and name of the backend.
-    ramps: BTreeMap<Place, BTreeMap<String, Ramp>>,
+    ramps: ByListener<BTreeMap<String, Ramp>>,
     /// When something changes without any news.
     next: Option<Instant>,
     /// How often listeners went from one pool to another, or to none, by service.
@@ -179,10 +188,6 @@ pub(super) fn chooses(config: &Config, service: &Service) -> bool {
         || pool.backends.iter().any(|backend| backend.priority != 0)
 }
 
-fn place(service: &Service, listen: &Listen) -> Place {
-    (service.name.clone(), *listen)
-}
-
 impl Choices {
     /// Chooses anew. `see` is asked for each backend behind each listener, and told whether it is for the first time.
     pub fn settle(
@@ -196,8 +201,7 @@ impl Choices {
         self.news = before.news;
         for service in config.services.iter().filter(|service| chooses(config, service)) {
             for listen in &service.listen {
-                let place = place(service, listen);
-                let old_ramps = before.ramps.get(&place);
+                let old_ramps = of(&before.ramps, service, listen);
                 let (mut offers, mut ramps) = ([Offer::default(); 2], BTreeMap::new());
                 for member in config.members(service).filter(|one| serves(service, listen, one.backend)) {
                     let known = old_ramps.and_then(|ramps| ramps.get(&member.backend.name)).copied();
@@ -218,7 +222,7 @@ impl Choices {
                 }
                 let backup = service.backup.map(|index| config.pools[index].quorum);
                 let quorums = [config.pools[service.pool].quorum, backup.unwrap_or_default()];
-                let old = before.listeners.get(&place);
+                let old = of(&before.listeners, service, listen);
                 let mut choice = old.copied().unwrap_or_default();
                 let until = choice.step(now, offers, quorums, service.backup_hold);
                 self.wake(until);
@@ -228,9 +232,9 @@ impl Choices {
                         *self.switches.entry(service.name.clone()).or_default() += 1;
                     }
                 }
-                self.listeners.insert(place.clone(), choice);
+                put(&mut self.listeners, service, listen, choice);
                 if !ramps.is_empty() {
-                    self.ramps.insert(place, ramps);
+                    put(&mut self.ramps, service, listen, ramps);
                 }
             }
         }
@@ -252,7 +256,7 @@ impl Choices {
         let lost = using == Using::Pool(Role::Backup);
         let quorate = used.map(|used| used.then_some(true));
         let choice = Choice { using, quorate, lost, ..Choice::default() };
-        self.listeners.insert(place(service, listen), choice);
+        put(&mut self.listeners, service, listen, choice);
     }
 
     /// Whether it is time to choose anew.
@@ -262,7 +266,7 @@ impl Choices {
 
     /// Whether a backend is left out for now because others are used.
     pub fn stands_by(&self, service: &Service, listen: &Listen, member: &Member<'_>) -> bool {
-        let Some(choice) = self.listeners.get(&place(service, listen)) else {
+        let Some(choice) = of(&self.listeners, service, listen) else {
             return member.role == Role::Backup;
         };
         choice.using != Using::Pool(member.role) || choice.priority != member.backend.priority
@@ -270,13 +274,13 @@ impl Choices {
 
     /// Whether a listener hands new flows to this pool of its service.
     pub fn uses(&self, service: &Service, listen: &Listen, role: Role) -> bool {
-        let choice = self.listeners.get(&place(service, listen));
+        let choice = of(&self.listeners, service, listen);
         choice.map_or(role == Role::Primary, |choice| choice.using == Using::Pool(role))
     }
 
     /// How much of its weight a backend has, in [`STEPS`].
     pub fn steps(&self, service: &Service, listen: &Listen, member: &Member<'_>) -> u16 {
-        let ramps = self.ramps.get(&place(service, listen));
+        let ramps = of(&self.ramps, service, listen);
         ramps.and_then(|ramps| ramps.get(&member.backend.name)).map_or(STEPS, |ramp| ramp.steps())
     }
 

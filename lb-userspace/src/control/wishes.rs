@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::state::Name;
 use crate::api::types::AdminState;
 use crate::config::{Backend, Config, Service};
 use crate::dataplane::image::ByHand;
@@ -11,8 +10,8 @@ use crate::dataplane::image::ByHand;
 /// it from then on.
 #[derive(Clone, Debug, Default)]
 pub struct Wishes {
-    admin: BTreeMap<Name, AdminState>,
-    weights: BTreeMap<Name, u16>,
+    admin: ByBackend<AdminState>,
+    weights: ByBackend<u16>,
     /// Whether services are enabled.
     services: BTreeMap<String, bool>,
 }
@@ -21,19 +20,52 @@ const fn by_file(backend: &Backend) -> AdminState {
     if backend.enabled { AdminState::Enabled } else { AdminState::Disabled }
 }
 
-fn name(service: &Service, backend: &Backend) -> Name {
-    (service.name.clone(), backend.name.clone())
+/// By service and backend. Looked up for each backend in each verdict, without making a key for it.
+#[derive(Clone, Debug)]
+struct ByBackend<T>(BTreeMap<String, BTreeMap<String, T>>);
+
+impl<T> Default for ByBackend<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T: Copy> ByBackend<T> {
+    fn get(&self, service: &Service, backend: &Backend) -> Option<T> {
+        self.0.get(&service.name)?.get(&backend.name).copied()
+    }
+
+    /// `None`: nothing any more.
+    fn set(&mut self, service: &Service, backend: &Backend, value: Option<T>) {
+        match value {
+            Some(value) => {
+                self.0.entry(service.name.clone()).or_default().insert(backend.name.clone(), value);
+            }
+            None => {
+                self.0.get_mut(&service.name).and_then(|backends| backends.remove(&backend.name));
+            }
+        }
+    }
+
+    fn retain(&mut self, config: &Config, wanted: impl Fn(&Backend, T) -> bool) {
+        self.0.retain(|name, backends| {
+            let service = config.services.iter().find(|service| service.name == *name);
+            let backend = |name: &str| config.backend(service?, name);
+            backends.retain(|name, value| backend(name).is_some_and(|backend| wanted(backend, *value)));
+            !backends.is_empty()
+        });
+    }
 }
 
 impl Wishes {
     /// What holds for a backend.
     pub fn admin(&self, service: &Service, backend: &Backend) -> AdminState {
-        self.admin.get(&name(service, backend)).copied().unwrap_or_else(|| by_file(backend))
+        self.admin.get(service, backend).unwrap_or_else(|| by_file(backend))
     }
 
     /// The full share of new flows that a backend gets.
     pub fn weight(&self, service: &Service, backend: &Backend) -> u16 {
-        self.weights.get(&name(service, backend)).copied().unwrap_or(backend.weight)
+        self.weights.get(service, backend).unwrap_or(backend.weight)
     }
 
     /// Whether the service takes new flows.
@@ -43,8 +75,8 @@ impl Wishes {
 
     /// What is not the file's.
     pub fn by_hand(&self, service: &Service, backend: &Backend) -> ByHand {
-        let name = name(service, backend);
-        ByHand { admin: self.admin.contains_key(&name), weight: self.weights.get(&name).copied() }
+        let admin = self.admin.get(service, backend).is_some();
+        ByHand { admin, weight: self.weights.get(service, backend) }
     }
 
     /// Likewise of a service.
@@ -55,21 +87,14 @@ impl Wishes {
     /// True when it is something new.
     pub fn set_admin(&mut self, service: &Service, backend: &Backend, state: AdminState) -> bool {
         let before = self.admin(service, backend);
-        if state == by_file(backend) {
-            self.admin.remove(&name(service, backend));
-        } else {
-            self.admin.insert(name(service, backend), state);
-        }
+        self.admin.set(service, backend, Some(state).filter(|state| *state != by_file(backend)));
         before != state
     }
 
     /// `None`: what the file says. True when it is something new.
     pub fn set_weight(&mut self, service: &Service, backend: &Backend, weight: Option<u16>) -> bool {
         let before = self.weight(service, backend);
-        match weight.filter(|weight| *weight != backend.weight) {
-            Some(weight) => self.weights.insert(name(service, backend), weight),
-            None => self.weights.remove(&name(service, backend)),
-        };
+        self.weights.set(service, backend, weight.filter(|weight| *weight != backend.weight));
         before != self.weight(service, backend)
     }
 
@@ -87,9 +112,8 @@ impl Wishes {
     /// Forgets what `config` no longer has, and what it now says itself.
     pub fn retain(&mut self, config: &Config) {
         let service = |name: &str| config.services.iter().find(|service| service.name == name);
-        let backend = |(of, name): &Name| config.backend(service(of)?, name);
-        self.admin.retain(|name, state| backend(name).is_some_and(|b| by_file(b) != *state));
-        self.weights.retain(|name, weight| backend(name).is_some_and(|b| b.weight != *weight));
+        self.admin.retain(config, |backend, state| by_file(backend) != state);
+        self.weights.retain(config, |backend, weight| backend.weight != weight);
         self.services.retain(|name, enabled| service(name).is_some_and(|s| s.enabled != *enabled));
     }
 }

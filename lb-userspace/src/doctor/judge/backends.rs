@@ -3,6 +3,7 @@
 use super::super::Finding;
 use super::super::facts::Facts;
 use super::count;
+use crate::api::pools::PoolRole;
 use crate::api::types::{AdminState, BackendStatus, ServiceState, ServiceStatus};
 use crate::config::Config;
 use crate::health::Health;
@@ -20,6 +21,11 @@ fn service(service: &ServiceStatus) -> Vec<Finding> {
     if service.state == ServiceState::Down {
         let message = "no server takes new connections, so they are dropped";
         findings.push(Finding::problem(CHECK, name, message, "matapa show backends"));
+    }
+    let backup = service.pools.iter().find(|pool| pool.role == PoolRole::Backup && pool.active);
+    if let Some(backup) = backup {
+        let message = format!("new connections go to its backup, pool {}", backup.name);
+        findings.push(Finding::warning(CHECK, name, message, "matapa show"));
     }
     if service.state == ServiceState::Disabled {
         let message = "is disabled: new connections are dropped";
