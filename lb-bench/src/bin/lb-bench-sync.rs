@@ -15,7 +15,7 @@ use lb_common::abi::flow::{FlowState, FlowWord, WAYS};
 use lb_common::abi::net::{Be16, mapped};
 use lb_common::hash::{HashKey, flow4, ports};
 use lb_userspace::api::types::AdminState;
-use lb_userspace::config::{Flows, Forward, Listen, Protocol, Scheduler};
+use lb_userspace::config::{Flows, Forward, Listen, Protocol, Scheduler, WhenEmpty};
 use lb_userspace::dataplane::flows::Clock;
 use lb_userspace::dataplane::image::{BackendEntry, ByHand, Image, ListenerEntry, Server, Table, TableKind};
 use lb_userspace::health::Health;
@@ -144,6 +144,7 @@ fn directory() -> Directory {
         snat: None,
         scheduler: Scheduler::Maglev,
         by_hand: None,
+        when_empty: WhenEmpty::Drop,
         table: Table { kind: TableKind::Maglev, size: 131, members: [(BACKEND, 1)].into() },
         next: 0,
     };

@@ -237,3 +237,36 @@ fn a_server_that_comes_up_gets_its_share_little_by_little() {
     drop(echoes);
     rig.finish();
 }
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_service_without_servers_refuses_at_once_if_it_is_told_to() {
+    let (rig, echoes) = rig("", "when_empty = \"reset\"");
+    let connect = |address: SocketAddr| {
+        let start = Instant::now();
+        let limit = Duration::from_secs(2);
+        let outcome = rig.client().run(|| std::net::TcpStream::connect_timeout(&address, limit)).unwrap();
+        (outcome.map_err(|error| error.kind()).map(drop), start.elapsed())
+    };
+    for vip in vips(ECHO) {
+        assert_eq!(connect(vip).0, Ok(()), "{vip}");
+    }
+    let flows = open(&rig);
+    cli(&rig, "service disable echo");
+    for (when_empty, expected) in
+        [("reset", std::io::ErrorKind::ConnectionRefused), ("drop", std::io::ErrorKind::TimedOut)]
+    {
+        rig.matapa.write_config(&config("", &format!("when_empty = \"{when_empty}\""))).unwrap();
+        rig.matapa.reload().unwrap();
+        for vip in vips(ECHO) {
+            let (outcome, time) = connect(vip);
+            assert_eq!(outcome, Err(expected), "{vip} {when_empty}");
+            assert!(when_empty == "drop" || time < PROMPT, "{vip} {time:?}");
+        }
+        assert_goes_on(&flows);
+    }
+    let counters = rig.matapa.counters().unwrap().counters;
+    assert!(counters["no_backend_refused"].value == 2 && counters["no_backend"].value >= 2, "{counters:?}");
+    drop((flows, echoes));
+    rig.finish();
+}

@@ -313,6 +313,7 @@ fn build(parts: Parts, resolved: Vec<Option<usize>>, backups: Vec<Option<usize>>
             }),
             gue_port: service.forwarding.gue_port,
             enabled: service.enabled,
+            when_empty: service.when_empty,
         })
         .collect();
     Some(Config {

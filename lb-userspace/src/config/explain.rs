@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::forwarding::rewrites;
 use super::services::DEFAULT_NEW_FLOW_LIMIT;
 use super::values::{clip, quote, show_duration};
-use super::{Backend, Check, Config, Flows, Forward, OnDown, Pool, Probe, Quorum, RCODES, Service, Smtp};
+use super::{
+    Backend, Check, Config, Flows, Forward, OnDown, Pool, Probe, Quorum, RCODES, Service, Smtp, WhenEmpty,
+};
 
 /// Says in a few lines what a configuration does: equal configurations give equal text.
 pub fn explain(config: &Config) -> String {
@@ -106,6 +108,11 @@ fn write_service(out: &mut String, config: &Config, service: &Service) -> std::f
             out,
             "  limit       {limit} new flows a second are recorded; the rest goes by the scheduler's table"
         )?;
+    }
+    match service.when_empty {
+        WhenEmpty::Drop => {}
+        WhenEmpty::Reset => writeln!(out, "  when empty  new connections are refused at once")?,
+        WhenEmpty::Pass => writeln!(out, "  when empty  new connections are left to this machine")?,
     }
     let Some(pool) = config.pools.get(service.pool) else { return Ok(()) };
     write_pool(out, "pool  ", pool)?;

@@ -21,6 +21,7 @@ pub(super) enum Place {
     Sync,
     XdpMode,
     OnDown,
+    WhenEmpty,
     Forward,
     Scheduler,
     CheckType,
@@ -33,7 +34,7 @@ pub(super) enum Place {
 
 use Place::{
     Backend, Carp, CarpDialect, CarpMac, Check, CheckType, Cluster, Control, Flows, Forward, Method, OnDown,
-    Pool, Protocol, Scheduler, Service, Snat, Step, Sync, Top, Transport, Tunnel, XdpMode,
+    Pool, Protocol, Scheduler, Service, Snat, Step, Sync, Top, Transport, Tunnel, WhenEmpty, XdpMode,
 };
 
 impl Place {
@@ -78,6 +79,7 @@ impl Place {
             Transport => "transport",
             XdpMode => "xdp_mode",
             OnDown => "on_down",
+            WhenEmpty => "when_empty",
             Forward => "forward",
             Scheduler => "scheduler",
             CheckType => "check type",
@@ -140,6 +142,7 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Service, "sticky", Now),
     (Service, "new_flow_limit", Now),
     (Service, "enabled", Now),
+    (Service, "when_empty", Now),
     (Service, "backup", Now),
     (Service, "backup_hold", Now),
     (Service, "quorum", Now),
@@ -224,6 +227,9 @@ const WORDS: &[(Place, &str, Support)] = &[
     (XdpMode, "generic", Now),
     (OnDown, "reset", Now),
     (OnDown, "keep", Now),
+    (WhenEmpty, "drop", Now),
+    (WhenEmpty, "reset", Now),
+    (WhenEmpty, "pass", Now),
     (Forward, "nat", Now),
     (Forward, "snat", Now),
     (Forward, "dsr", Now),

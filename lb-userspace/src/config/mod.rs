@@ -239,8 +239,22 @@ pub struct Service {
     pub snat: Option<Snat>,
     /// UDP port on the backend that [`Forward::Gue`] sends to. Default 6080 (IANA's for GUE).
     pub gue_port: u16,
+    /// What becomes of new flows while no backend can take any. Default [`WhenEmpty::Drop`].
+    pub when_empty: WhenEmpty,
     /// False: it takes no new flows. Default true.
     pub enabled: bool,
+}
+
+/// What becomes of new flows that no backend can take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenEmpty {
+    /// They are dropped: clients try until their timeouts, and succeed if a backend is there by then.
+    #[default]
+    Drop,
+    /// TCP is answered with a RST, UDP with an ICMP error; the rest is dropped.
+    Reset,
+    /// They are left to the kernel.
+    Pass,
 }
 
 /// What the clients' addresses and ports are replaced with.

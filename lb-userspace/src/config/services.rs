@@ -11,7 +11,7 @@ use super::forwarding::{self, Forwarding};
 use super::known_keys::Place;
 use super::pools::{self, PoolParts};
 use super::values::{self, quote};
-use super::{Listen, Scheduler, listen};
+use super::{Listen, Scheduler, WhenEmpty, listen};
 
 const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(600);
 const SESSION_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(12 * 3600);
@@ -39,6 +39,7 @@ pub(super) struct ServiceParts {
     pub(super) sticky: Option<Duration>,
     pub(super) new_flow_limit: u32,
     pub(super) enabled: bool,
+    pub(super) when_empty: WhenEmpty,
 }
 
 /// Where a service's backends are.
@@ -96,6 +97,16 @@ pub(super) fn read(
         .and_then(|entry| document::integer(errors, entry, NEW_FLOW_LIMITS))
         .unwrap_or(DEFAULT_NEW_FLOW_LIMIT);
     let enabled = known.get("enabled").and_then(|entry| document::boolean(errors, entry)).unwrap_or(true);
+    let when_empty = known
+        .get("when_empty")
+        .and_then(|entry| {
+            document::word(errors, Place::WhenEmpty, entry, "write \"drop\", \"reset\" or \"pass\"")
+        })
+        .map_or(WhenEmpty::Drop, |word| match word {
+            "reset" => WhenEmpty::Reset,
+            "pass" => WhenEmpty::Pass,
+            _ => WhenEmpty::Drop,
+        });
     let service = ServiceParts {
         name: At { value: name.value.to_owned(), span: name.span },
         listen,
@@ -109,6 +120,7 @@ pub(super) fn read(
         sticky,
         new_flow_limit,
         enabled,
+        when_empty,
     };
     (service, own)
 }

@@ -213,6 +213,7 @@ impl<'a> Draft<'a> {
             snat: self.snat_range(service, listen)?,
             scheduler: service.scheduler,
             by_hand: None,
+            when_empty: service.when_empty,
             table: Table { kind: TableKind::of(service.scheduler), size, members },
             next: 0,
         })

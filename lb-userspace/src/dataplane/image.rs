@@ -14,7 +14,7 @@ use lb_common::maglev::{self, Candidate};
 
 use super::endpoints::Endpoint;
 use crate::api::types::AdminState;
-use crate::config::{self, Forward, Listen, Protocol, Scheduler, Service};
+use crate::config::{self, Forward, Listen, Protocol, Scheduler, Service, WhenEmpty};
 use crate::health::Health;
 
 /// Number of a listener in `LISTENERS`, of a backend in `BACKENDS`. Never 0.
@@ -129,6 +129,8 @@ pub struct ListenerEntry {
     pub scheduler: Scheduler,
     /// Whether its service was enabled, or disabled, by hand: for the next daemon.
     pub by_hand: Option<bool>,
+    /// What becomes of new flows while the table is empty.
+    pub when_empty: WhenEmpty,
     pub table: Table,
     /// The next listener at the same chained endpoint; 0 after the last.
     pub next: Id,
@@ -380,6 +382,11 @@ impl ListenerEntry {
         }
         if self.sticky_ticks != 0 {
             flags = flags.with(ListenerFlags::STICKY);
+        }
+        match self.when_empty {
+            WhenEmpty::Drop => {}
+            WhenEmpty::Reset => flags = flags.with(ListenerFlags::REFUSE_WHEN_EMPTY),
+            WhenEmpty::Pass => flags = flags.with(ListenerFlags::PASS_WHEN_EMPTY),
         }
         match self.by_hand {
             Some(true) => flags = flags.with(ListenerFlags::ENABLED_BY_HAND),

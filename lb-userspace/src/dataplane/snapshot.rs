@@ -18,7 +18,7 @@ use super::image::{
 };
 use super::{ApplyError, Maps};
 use crate::api::types::AdminState;
-use crate::config::{Forward, Listen, Protocol, Scheduler};
+use crate::config::{Forward, Listen, Protocol, Scheduler, WhenEmpty};
 use crate::health::Health;
 
 /// Maps that can be read back.
@@ -99,6 +99,11 @@ fn listener(maps: &impl Readable, id: Id, record: &Listener, mode: Option<Forwar
     };
     let by_hand = [(ListenerFlags::ENABLED_BY_HAND, true), (ListenerFlags::DISABLED_BY_HAND, false)];
     let by_hand = by_hand.into_iter().find(|(flag, _)| record.flags.has(*flag)).map(|(_, enabled)| enabled);
+    let when_empty = match record.flags {
+        flags if flags.has(ListenerFlags::PASS_WHEN_EMPTY) => WhenEmpty::Pass,
+        flags if flags.has(ListenerFlags::REFUSE_WHEN_EMPTY) => WhenEmpty::Reset,
+        _ => WhenEmpty::Drop,
+    };
     let forward = mode.unwrap_or(if snat.last_port == 0 { Forward::Nat } else { Forward::Snat });
     Some(ListenerEntry {
         service: maps.service_name(id),
@@ -116,6 +121,7 @@ fn listener(maps: &impl Readable, id: Id, record: &Listener, mode: Option<Forwar
         sticky_ticks: if record.flags.has(ListenerFlags::STICKY) { record.sticky_ticks } else { 0 },
         snat: (forward == Forward::Snat).then_some(snat),
         scheduler,
+        when_empty,
         by_hand,
         table: Table { kind: TableKind::of(scheduler), size: record.table.size(), members: BTreeMap::new() },
         next: record.next,

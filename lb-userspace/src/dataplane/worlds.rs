@@ -15,7 +15,7 @@ use super::image::{BackendEntry, ByHand, Id, Image, ListenerEntry, Server, Table
 use crate::api::types::AdminState;
 use crate::config::{
     Backend, Config, Control, Flows, Forward, Listen, Member, OnDown, Pool, Protocol, Quorum, Role,
-    Scheduler, Service, Snat, Tunnel, XdpMode,
+    Scheduler, Service, Snat, Tunnel, WhenEmpty, XdpMode,
 };
 use crate::health::Health;
 
@@ -142,6 +142,7 @@ pub fn listener(listen: Listen, members: impl IntoIterator<Item = Id>) -> Listen
         snat: None,
         scheduler: Scheduler::Maglev,
         by_hand: None,
+        when_empty: WhenEmpty::Drop,
         table: Table { kind: TableKind::Maglev, size: 131, members },
         next: 0,
     }
@@ -232,8 +233,9 @@ fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Option<Pool>, Serv
         2 => Just(Scheduler::LeastConnections)
     ];
     let sticky = prop::option::weighted(0.4, prop_oneof![Just(60), Just(3600)].prop_map(Duration::from_secs));
-    let rest = (timeout, scheduler, any::<bool>(), forward(), snat(), sticky).prop_map(
-        |(session_timeout, scheduler, second_chance, forward, snat, sticky)| Service {
+    let when_empty = prop_oneof![Just(WhenEmpty::Drop), Just(WhenEmpty::Reset), Just(WhenEmpty::Pass)];
+    let rest = (timeout, scheduler, any::<bool>(), forward(), snat(), sticky, when_empty).prop_map(
+        |(session_timeout, scheduler, second_chance, forward, snat, sticky, when_empty)| Service {
             name: String::new(),
             listen: Vec::new(),
             pool: 0,
@@ -248,6 +250,7 @@ fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Option<Pool>, Serv
             snat: Some(snat).filter(|_| forward == Forward::Snat),
             gue_port: 6080,
             enabled: true,
+            when_empty,
         },
     );
     (prop::collection::btree_set(0..VIPS.len(), 1..5), pool(), prop::option::of(pool()), rest)

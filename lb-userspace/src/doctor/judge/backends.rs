@@ -19,7 +19,7 @@ fn service(service: &ServiceStatus) -> Vec<Finding> {
     let name = &service.name;
     let mut findings = Vec::new();
     if service.state == ServiceState::Down {
-        let message = "no server takes new connections, so they are dropped";
+        let message = "no server takes new connections";
         findings.push(Finding::problem(CHECK, name, message, "matapa show backends"));
     }
     let backup = service.pools.iter().find(|pool| pool.role == PoolRole::Backup && pool.active);
@@ -28,7 +28,7 @@ fn service(service: &ServiceStatus) -> Vec<Finding> {
         findings.push(Finding::warning(CHECK, name, message, "matapa show"));
     }
     if service.state == ServiceState::Disabled {
-        let message = "is disabled: new connections are dropped";
+        let message = "is disabled, and takes no new connections";
         findings.push(Finding::warning(CHECK, name, message, format!("matapa service enable {name}")));
     }
     for backend in &service.backends {
