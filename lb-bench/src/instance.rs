@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use lb_common::abi::{Be16, VlanKey};
 use lb_common::verdict::Reason;
 use lb_userspace::api::types::AdminState;
-use lb_userspace::config::{self, Backend, Config, Listen, Service};
+use lb_userspace::config::{self, Backend, Config, Listen, Member, Service};
 use lb_userspace::dataplane::desired::{Verdicts, desired};
 use lb_userspace::dataplane::image::Image;
 use lb_userspace::dataplane::kernel::Kernel;
@@ -43,7 +43,7 @@ pub const NONE: &str = "none";
 pub const DEAD: &str = "dead";
 
 impl Verdicts for Checked {
-    fn health(&self, _config: &Config, service: &Service, _listen: &Listen, _backend: &Backend) -> Health {
+    fn health(&self, service: &Service, _listen: &Listen, _member: &Member<'_>) -> Health {
         if service.name == self.none {
             Health::Unknown
         } else if self.dead == Some(service.name.as_str()) {

@@ -121,6 +121,8 @@ reasons! {
         "A packet's TTL or hop limit ended here, and its sender was told by ICMP.";
     TooBigAnswered = "too_big_answered", Forward,
         "A packet was larger than the way to its backend takes, and its sender was told by ICMP how large it may be.";
+    NoBackendRefused = "no_backend_refused", Forward,
+        "For a service of which no backend can take a new flow, and which wants its clients told: answered with a RST or an ICMP error.";
 
     NotIp = "not_ip", Pass, "Neither IPv4 nor IPv6, such as ARP or a VLAN tag.";
     NoService = "no_service", Pass, "Not for a service: left to the kernel untouched.";
@@ -133,6 +135,8 @@ reasons! {
     TooBig = "too_big", Pass, "A backend's packet is larger than the way to its client takes: the kernel answers.";
     ReplyToGateway = "reply_to_gateway", Pass, "From a backend to the gateway itself, such as the answer to a check.";
     ReplyNotOurs = "reply_not_ours", Pass, "From a backend to a host that connected to the backend's own address.";
+    NoBackendPassed = "no_backend_passed", Pass,
+        "For a service of which no backend can take a new flow, and which leaves it to the kernel then.";
     TruncatedFrame = "truncated_frame", Pass, "Too short for an Ethernet header.";
     TruncatedIp = "truncated_ip", Pass, "Too short for the IP header that its EtherType promises.";
     MalformedIp = "malformed_ip", Pass, "IP version, header length or total length contradict each other or the frame.";

@@ -79,6 +79,13 @@ screens! {
     trace_bad_time: "trace --duration 3d";
     doctor_without_configuration: "doctor -c /nonexistent/matapa.toml";
     drain: "backend drain mx1";
+    weight: "backend weight mx1 5";
+    weight_of_the_file: "backend weight mx1 file --service mail";
+    weight_of_unknown_backend: "backend weight mx9 5";
+    weight_of_nothing: "backend weight mx1 heavy";
+    service_disable: "service disable mail";
+    service_already_enabled: "service enable mail";
+    service_unknown: "service disable web";
     unknown_backend: "backend disable mx9";
     reload: "reload";
     poll: "poll";

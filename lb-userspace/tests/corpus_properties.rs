@@ -76,11 +76,15 @@ fn check(came: &[u8], outcome: &Outcome, image: &Image) -> Result<Reason, String
             check_turned(before, after, outcome)?;
             check_reset(before, after)?;
         }
+        Reason::NoBackendRefused if before.protocol == 6 => {
+            check_turned(before, after, outcome)?;
+            check_reset(before, after)?;
+        }
         Reason::EchoAnswered => {
             check_turned(before, after, outcome)?;
             ensure(left.len() == came.len(), "the answer to a ping has its length")?;
         }
-        Reason::HopsAnswered | Reason::TooBigAnswered => {
+        Reason::HopsAnswered | Reason::TooBigAnswered | Reason::NoBackendRefused => {
             check_turned(before, after, outcome)?;
             let mine = before.packet();
             let quote = &after.packet()[after.transport - after.ip + 8..];
@@ -117,11 +121,16 @@ fn check_reset(before: Headers<'_>, after: Headers<'_>) -> Result<(), String> {
         (after.port(0), after.port(2)) == (before.port(2), before.port(0)),
         "the ports are not turned round",
     )?;
-    ensure(
-        left[after.transport + 4..after.transport + 8] == came[before.transport + 8..before.transport + 12],
-        "not the sequence number that is expected",
-    )?;
-    ensure(left[after.transport + 13] == 4, "not a RST")?;
+    let number = |frame: &[u8], at: usize| u32::from_be_bytes([0, 1, 2, 3].map(|byte| frame[at + byte]));
+    // A segment without an acknowledgment opens, and gets one (RFC 9293 section 3.10.7.1).
+    let (sequence, acknowledged, flags) = if came[before.transport + 13] & 16 != 0 {
+        (number(came, before.transport + 8), 0, 4)
+    } else {
+        (0, number(came, before.transport + 4).wrapping_add(1), 20)
+    };
+    ensure(number(left, after.transport + 4) == sequence, "not the sequence number that is expected")?;
+    ensure(number(left, after.transport + 8) == acknowledged, "not the acknowledgment that is expected")?;
+    ensure(left[after.transport + 13] == flags, "not a RST")?;
     ensure(sums(left).iter().all(|s| s.sum == 0xffff), "a checksum is wrong")
 }
 
@@ -292,6 +301,14 @@ fn any_packet_is_left_alone_or_rewritten_correctly_in_each_mode() {
         machine.configure(&world, &world.state);
         hold(&world, vec![machine], reasons);
     }
+}
+
+#[test]
+fn any_packet_is_left_alone_or_refused_correctly_when_nobody_is_there() {
+    let world = small("empty");
+    let mut machine = Machine::host(&world);
+    machine.configure(&world, &world.state);
+    hold(&world, vec![machine], &[Reason::NoBackendRefused, Reason::NoBackendPassed, Reason::NoBackend]);
 }
 
 #[test]

@@ -15,9 +15,9 @@ use lb_common::abi::flow::{FlowState, FlowWord, WAYS};
 use lb_common::abi::net::{Be16, mapped};
 use lb_common::hash::{HashKey, flow4, ports};
 use lb_userspace::api::types::AdminState;
-use lb_userspace::config::{Flows, Forward, Listen, Protocol, Scheduler};
+use lb_userspace::config::{Flows, Forward, Listen, Protocol, Scheduler, WhenEmpty};
 use lb_userspace::dataplane::flows::Clock;
-use lb_userspace::dataplane::image::{BackendEntry, Image, ListenerEntry, Server, Table, TableKind};
+use lb_userspace::dataplane::image::{BackendEntry, ByHand, Image, ListenerEntry, Server, Table, TableKind};
 use lb_userspace::health::Health;
 use lb_userspace::sync::directory::Directory;
 use lb_userspace::sync::node::Node;
@@ -143,6 +143,8 @@ fn directory() -> Directory {
         sticky_ticks: 0,
         snat: None,
         scheduler: Scheduler::Maglev,
+        by_hand: None,
+        when_empty: WhenEmpty::Drop,
         table: Table { kind: TableKind::Maglev, size: 131, members: [(BACKEND, 1)].into() },
         next: 0,
     };
@@ -155,8 +157,10 @@ fn directory() -> Directory {
         weight: 1,
         health: Health::Up,
         admin: AdminState::Enabled,
+        by_hand: ByHand::default(),
         reset_when_down: true,
         suspect: false,
+        standby: false,
         reverse: false,
         vip: None,
         next: 0,

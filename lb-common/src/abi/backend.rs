@@ -83,7 +83,8 @@ pub struct Backend {
     pub health: u8,
     /// The number of the listener it belongs to.
     pub listener: u32,
-    /// What the operator wants: 0 enabled, 1 draining, 2 disabled. Not read by the program.
+    /// What is wanted of it: 0 enabled; 1 draining, 2 disabled, 4 enabled by hand; 3 disabled by the file. Not read by
+    /// the program.
     pub admin: u8,
     pub mode: Mode,
     /// Share of new flows. Read by the program for least connections only; otherwise the table says it.
@@ -95,7 +96,8 @@ pub struct Backend {
     pub server: u32,
     /// For `gue`: the UDP port that the backend listens on.
     pub outer_port: Be16,
-    pub pad: u16,
+    /// One more than the weight that was set by hand; 0 without one. Not read by the program.
+    pub weight_by_hand: u16,
     /// The listener's VIP, with [`BackendFlags::SHORT`]; IPv4 as mapped address.
     pub vip: [u8; 16],
     /// The listener's port.

@@ -10,7 +10,7 @@ use super::net::{Be16, Family};
 pub struct TableRef(pub u64);
 
 impl TableRef {
-    /// No table: every new flow is dropped and counted.
+    /// No table: new flows are dropped and counted, unless the listener's flags say otherwise.
     pub const EMPTY: Self = Self(0);
 
     /// `offset` below 2^28, `size` below 2^20.
@@ -48,6 +48,15 @@ impl ListenerFlags {
     pub const SECOND_CHANCE: Self = Self(1);
     /// New flows of a client go where its earlier ones went.
     pub const STICKY: Self = Self(2);
+    /// Its service was enabled by hand. Not read by the program.
+    pub const ENABLED_BY_HAND: Self = Self(4);
+    /// Its service was disabled by hand. Not read by the program.
+    pub const DISABLED_BY_HAND: Self = Self(8);
+    /// What no backend can take is left to the kernel.
+    pub const PASS_WHEN_EMPTY: Self = Self(16);
+    /// TCP and UDP that no backend can take are answered with a RST or an ICMP error. Without this and
+    /// [`Self::PASS_WHEN_EMPTY`] they are dropped.
+    pub const REFUSE_WHEN_EMPTY: Self = Self(32);
 
     #[inline(always)]
     pub const fn has(self, other: Self) -> bool {

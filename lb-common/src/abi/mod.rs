@@ -29,7 +29,7 @@ pub use settings::{Features, Settings};
 pub use stats::BackendStats;
 
 /// Version of everything in this module.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Names of the maps, as in the object file and in the pin directory.
 pub mod map {

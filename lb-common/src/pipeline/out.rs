@@ -31,7 +31,7 @@ pub(super) fn forward<I: Outer, P: Packet, E: Env>(packet: &mut P, env: &E, work
     } else if work.leave_flow == 0 {
         let id = env.choose(work);
         if id == select::NO_BACKEND {
-            return Reason::NoBackend.drop();
+            return refuse::nobody::<I, E>(env, work);
         }
         if id == 0 {
             return Reason::StaleRecord.drop();

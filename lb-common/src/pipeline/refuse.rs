@@ -5,8 +5,9 @@
 
 use super::Stage;
 use super::hop;
+use super::parse::{TCP, UDP};
 use super::work::Work;
-use crate::abi::{Be16, Family};
+use crate::abi::{Be16, Family, ListenerFlags};
 use crate::env::Env;
 use crate::packet::Packet;
 use crate::packet::checksum::Sum;
@@ -20,6 +21,7 @@ const HOPS: u32 = 1;
 const TOO_BIG: u32 = 2;
 const RESET_CLIENT: u32 = 3;
 const RESET_BACKEND: u32 = 4;
+const NOBODY: u32 = 5;
 
 /// What is quoted after the IP header: the ports, and with TCP the sequence number (RFC 792, RFC 4443).
 const QUOTED: usize = 8;
@@ -59,6 +61,22 @@ pub(super) fn reset_backend<I: Head>(work: &mut Work) -> Verdict {
     stage::<I>()
 }
 
+/// A new flow that no backend can take: what its service wants then.
+#[inline(always)]
+pub(super) fn nobody<I: Head, E: Env>(env: &E, work: &mut Work) -> Verdict {
+    let Some(listener) = env.listener(work.listener) else { return Reason::StaleRecord.drop() };
+    let flags = listener.flags;
+    if flags.has(ListenerFlags::PASS_WHEN_EMPTY) {
+        return Reason::NoBackendPassed.pass();
+    }
+    let protocol = work.protocol as u8;
+    if !flags.has(ListenerFlags::REFUSE_WHEN_EMPTY) || (protocol != TCP && protocol != UDP) {
+        return Reason::NoBackend.drop();
+    }
+    work.refusal = NOBODY;
+    stage::<I>()
+}
+
 #[inline(always)]
 fn stage<I: Head>() -> Verdict {
     match I::FAMILY {
@@ -75,17 +93,22 @@ pub(super) fn answer<I: Head, P: Packet, E: Env>(packet: &mut P, env: &E, work: 
         let reason = if refusal == RESET_CLIENT { Reason::ClientReset } else { Reason::BackendReset };
         return answer_reset::<I, P>(packet, work.l4(), reason);
     }
-    answer_error::<I, P, E>(packet, env, work, refusal == TOO_BIG)
+    if refusal == NOBODY && work.protocol as u8 == TCP {
+        return answer_reset::<I, P>(packet, work.l4(), Reason::NoBackendRefused);
+    }
+    answer_error::<I, P, E>(packet, env, work, refusal)
 }
 
-/// An ICMP error that quotes the packet (RFC 792, RFC 1191 section 4, RFC 4443 sections 3.2 and 3.3).
+/// An ICMP error that quotes the packet (RFC 792, RFC 1191 section 4, RFC 4443 sections 3.1 to 3.3).
 #[inline(always)]
 fn answer_error<I: Head, P: Packet, E: Env>(
     packet: &mut P,
     env: &E,
     work: &mut Work,
-    too_big: bool,
+    refusal: u32,
 ) -> Verdict {
+    let too_big = refusal == TOO_BIG;
+    let nobody = refusal == NOBODY;
     // One after the other: of what is compared at once, the verifier does not know which was found.
     let Some(ip) = I::read(packet, eth::LEN) else { return Reason::WriteFailed.drop() };
     let Some(macs) = packet.read::<Macs>(0) else { return Reason::WriteFailed.drop() };
@@ -118,6 +141,9 @@ fn answer_error<I: Head, P: Packet, E: Env>(
     let [a, b] = (work.mtu as u16).to_be_bytes();
     let rest = if too_big { [0, 0, a, b] } else { [0; 4] };
     let (kind, code) = match (I::FAMILY, too_big) {
+        // Port unreachable.
+        (Family::V4, _) if nobody => (3, 3),
+        (Family::V6, _) if nobody => (1, 4),
         (Family::V4, true) => (3, 4),
         (Family::V4, false) => (11, 0),
         (Family::V6, true) => (2, 0),
@@ -158,7 +184,11 @@ fn answer_error<I: Head, P: Packet, E: Env>(
     if written.is_none() {
         return Reason::WriteFailed.drop();
     }
-    let reason = if too_big { Reason::TooBigAnswered } else { Reason::HopsAnswered };
+    let reason = match refusal {
+        NOBODY => Reason::NoBackendRefused,
+        TOO_BIG => Reason::TooBigAnswered,
+        _ => Reason::HopsAnswered,
+    };
     Verdict { ifindex: 0, action: Action::Transmit, reason }
 }
 
@@ -171,39 +201,40 @@ fn answer_reset<I: Head, P: Packet>(packet: &mut P, l4: usize, reason: Reason) -
     let Some(ip) = I::read(packet, eth::LEN) else { return Reason::WriteFailed.drop() };
     let Some(macs) = packet.read::<Macs>(0) else { return Reason::WriteFailed.drop() };
     // Ports, sequence, acknowledgment, and the word with the flags.
-    let Some([ports, _, acknowledgment, offset]) = packet.read::<[u32; 4]>(l4) else {
+    let Some([ports, sequence, acknowledgment, offset]) = packet.read::<[u32; 4]>(l4) else {
         return Reason::MalformedTcp.drop();
     };
     let flags = TcpFlags(offset.to_ne_bytes()[1]);
-    // Never a RST for a RST; and without an acknowledgment there is no connection to end.
-    if flags.has(TcpFlags::RST) || !flags.has(TcpFlags::ACK) {
+    // Never a RST for a RST; and without an acknowledgment there is no connection to end, but an attempt may be refused.
+    let opens = flags.has(TcpFlags::SYN) && reason as u8 == Reason::NoBackendRefused as u8;
+    if flags.has(TcpFlags::RST) || !(flags.has(TcpFlags::ACK) || opens) {
         return Reason::BackendGone.drop();
     }
+    // Without one of its sender's, the RST acknowledges the SYN, and its own number says nothing.
+    let (number, acknowledged, answer) = if flags.has(TcpFlags::ACK) {
+        (acknowledgment, 0, TcpFlags::RST.0)
+    } else {
+        (0, u32::from_be(sequence).wrapping_add(1).to_be(), TcpFlags::RST.0 | TcpFlags::ACK.0)
+    };
     let [a, b, c, d] = ports.to_ne_bytes();
     let ports = u32::from_ne_bytes([c, d, a, b]);
-    let word = u32::from_ne_bytes([5 << 4, TcpFlags::RST.0, 0, 0]);
+    let word = u32::from_ne_bytes([5 << 4, answer, 0, 0]);
     let sum = ip
         .source()
         .sum()
         .plus(ip.destination().sum())
-        .add(u32::from(u16::from_ne_bytes([0, super::parse::TCP])))
+        .add(u32::from(u16::from_ne_bytes([0, TCP])))
         .add(u32::from(Be16::new(tcp::LEN as u16).raw()))
         .add(ports)
-        .add(acknowledgment)
+        .add(number)
+        .add(acknowledged)
         .add(word);
     let [e, f] = sum.checksum();
-    let segment = [ports, acknowledgment, 0, word, u32::from_ne_bytes([e, f, 0, 0])];
+    let segment = [ports, number, acknowledged, word, u32::from_ne_bytes([e, f, 0, 0])];
     const _: () = assert!(size_of::<Tcp>() == 20);
     let done = packet
         .write(0, &macs.swapped())
-        .and(I::write_new(
-            packet,
-            eth::LEN,
-            ip.destination(),
-            ip.source(),
-            super::parse::TCP,
-            tcp::LEN as u16,
-        ))
+        .and(I::write_new(packet, eth::LEN, ip.destination(), ip.source(), TCP, tcp::LEN as u16))
         .and(packet.write(eth::LEN + I::LEN, &segment))
         .and(packet.truncate(eth::LEN + I::LEN + tcp::LEN));
     if done.is_none() {

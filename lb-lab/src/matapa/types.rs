@@ -22,7 +22,7 @@ pub struct InterfaceStatus {
 #[derive(Clone, Debug, Deserialize)]
 pub struct ServiceStatus {
     pub name: String,
-    /// `active` or `down`.
+    /// `active`, `down` or `disabled`.
     pub state: String,
     pub flows: u64,
     pub packets: u64,
@@ -162,6 +162,12 @@ pub enum EventKind {
     Service {
         service: String,
         state: String,
+    },
+    /// The pools that a service's new connections go to.
+    Pools {
+        service: String,
+        using: Vec<String>,
+        backup: bool,
     },
     ReloadRefused {
         errors: Vec<String>,

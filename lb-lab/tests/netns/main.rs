@@ -20,6 +20,7 @@ mod operator;
 mod pair;
 mod partition;
 mod plain;
+mod pools;
 mod reload;
 mod resets;
 mod routing;

@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 
 use crate::api::carp::{CarpChange, CarpStatus};
 use crate::api::explain::Explanation;
+use crate::api::pools::{ServiceChange, WeightChange};
 use crate::api::sync::SyncStatus;
 use crate::api::types::{
     AdminState, BackendChange, Checks, Counters, ErrorBody, Flows, ReloadOutcome, Status,
@@ -137,6 +138,26 @@ impl Client {
         if let Some(service) = service {
             path = format!("{path}?service={}", percent_encoded(service));
         }
+        self.parse(&self.call(Method::POST, &path, PATIENCE).await?)
+    }
+
+    /// Sets the weight of a backend (`file`: to what the file says), in one service or in all that use it.
+    pub async fn set_weight(
+        &self,
+        backend: &str,
+        service: Option<&str>,
+        value: &str,
+    ) -> Result<WeightChange, ClientError> {
+        let path = format!("/v1/backends/{}/weight", percent_encoded(backend));
+        let service = service.map(|service| ("service", service));
+        let parameters: Vec<_> = [Some(("value", value)), service].into_iter().flatten().collect();
+        self.parse(&self.call(Method::POST, &with_query(&path, &parameters), PATIENCE).await?)
+    }
+
+    /// Enables or disables a service.
+    pub async fn set_service(&self, service: &str, enabled: bool) -> Result<ServiceChange, ClientError> {
+        let action = if enabled { "enable" } else { "disable" };
+        let path = format!("/v1/services/{}/{action}", percent_encoded(service));
         self.parse(&self.call(Method::POST, &path, PATIENCE).await?)
     }
 

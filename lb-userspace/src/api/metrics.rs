@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 
 use crate::api::carp::CarpStatus;
 use crate::api::error::ApiError;
+use crate::api::pools::PoolRole;
 use crate::api::server::serve_until;
 use crate::api::sync::SyncStatus;
 use crate::api::types::{AdminState, BackendStatus, Counters, Flows, ServiceState, ServiceStatus, Status};
@@ -113,6 +114,13 @@ struct ServiceLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabels {
+    service: String,
+    pool: String,
+    role: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BackendLabels {
     service: String,
     backend: String,
@@ -158,6 +166,8 @@ fn packets(registry: &mut Registry, counters: &Counters) {
 
 fn services(registry: &mut Registry, services: &[ServiceStatus]) {
     let up = Family::<ServiceLabels, Gauge>::default();
+    let active = Family::<PoolLabels, Gauge>::default();
+    let switches = Family::<ServiceLabels, Counter>::default();
     let flows = Family::<ServiceLabels, Gauge>::default();
     let packets = Family::<ServiceLabels, Counter>::default();
     let bytes = Family::<ServiceLabels, Counter>::default();
@@ -167,8 +177,22 @@ fn services(registry: &mut Registry, services: &[ServiceStatus]) {
         flows.get_or_create(&labels).set(signed(service.flows));
         packets.get_or_create(&labels).inc_by(service.packets);
         bytes.get_or_create(&labels).inc_by(service.bytes);
+        if service.pools.len() > 1 {
+            switches.get_or_create(&labels).inc_by(service.pool_switches);
+        }
+        for pool in &service.pools {
+            let role = match pool.role {
+                PoolRole::Primary => "primary",
+                PoolRole::Backup => "backup",
+            };
+            let labels = PoolLabels { service: service.name.clone(), pool: pool.name.clone(), role };
+            active.get_or_create(&labels).set(i64::from(pool.active));
+        }
     }
     registry.register("service_up", "1 while at least one backend takes new flows", up);
+    registry.register("service_pool_active", "1 while new flows of the service go to the pool", active);
+    let help = "How often a listener of the service went from one pool to another, or to none";
+    registry.register("service_pool_switches", help, switches);
     registry.register("service_flows", "Live flows of the service", flows);
     registry.register("service_packets", "Packets forwarded for the service", packets);
     registry.register_with_unit("service", "Bytes forwarded for the service", Unit::Bytes, bytes);
@@ -214,7 +238,7 @@ fn backends(registry: &mut Registry, services: &[ServiceStatus]) {
     }
     registry.register("backend_up", "1 while the checks find the backend up", up);
     registry.register("backend_admin_state", "1 for the state an operator gave the backend", admin);
-    registry.register("backend_weight", "Configured weight", weight);
+    registry.register("backend_weight", "Weight, an operator's or the file's", weight);
     registry.register("backend_flows", "Live flows of the backend", flows);
     registry.register("backend_packets", "Packets forwarded to and from the backend", packets);
     registry.register_with_unit("backend", "Bytes forwarded to and from the backend", Unit::Bytes, bytes);

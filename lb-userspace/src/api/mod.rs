@@ -10,6 +10,7 @@ pub mod client;
 pub mod error;
 pub mod explain;
 pub mod metrics;
+pub mod pools;
 pub mod server;
 pub mod socket;
 pub mod sync;

@@ -23,6 +23,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use crate::api::carp::{CarpChange, CarpStatus};
 use crate::api::error::ApiError;
 use crate::api::explain::{Explanation, Question};
+use crate::api::pools::{self, ServiceChange, WeightChange};
 use crate::api::socket::ControlSocket;
 use crate::api::sync::SyncStatus;
 use crate::api::trace::{DEFAULT_RATE, Filter, MOST_RATE};
@@ -55,6 +56,8 @@ const ROUTES: &[&str] = &[
     "GET /v1/sync",
     "POST /v1/carp/{promote|demote|release}?name=N",
     "POST /v1/backends/{name}/{enable|disable|drain}?service=S",
+    "POST /v1/backends/{name}/weight?value=N&service=S",
+    "POST /v1/services/{name}/{enable|disable}",
     "POST /v1/reload",
     "POST /v1/poll",
     "GET /healthz",
@@ -121,6 +124,8 @@ fn router(control: ControlHandle, closing: watch::Receiver<bool>) -> Router {
         .route("/v1/explain", get(explain))
         .route("/v1/trace", get(trace))
         .route("/v1/backends/{name}/{action}", post(set_admin))
+        .route("/v1/backends/{name}/weight", post(set_weight))
+        .route("/v1/services/{name}/{action}", post(set_service))
         .route("/v1/carp", get(carp))
         .route("/v1/sync", get(sync))
         .route("/v1/carp/{action}", post(set_carp))
@@ -254,6 +259,41 @@ async fn set_admin(
     Ok(Json(change))
 }
 
+async fn set_weight(
+    State(api): State<Api>,
+    path: Result<Path<String>, PathRejection>,
+    query: Pairs,
+) -> Result<Json<WeightChange>, ApiError> {
+    let Path(backend) = path.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let mut parameters = Parameters::new(query, &["value", "service"])?;
+    let value = parameters.take("value").ok_or_else(|| {
+        ApiError::bad_request("value is missing; such as /v1/backends/mx1/weight?value=5".to_owned())
+    })?;
+    let weight = pools::weight(&value).map_err(ApiError::bad_request)?;
+    let service = parameters.take("service");
+    let change = api.control.ask(|reply| Request::SetWeight { backend, service, weight, reply }).await??;
+    Ok(Json(change))
+}
+
+async fn set_service(
+    State(api): State<Api>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    query: Pairs,
+) -> Result<Json<ServiceChange>, ApiError> {
+    let Path((service, action)) = path.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let enabled = match action.as_str() {
+        "enable" => true,
+        "disable" => false,
+        _ => {
+            let error = format!("a service cannot be told to {action:?}; it knows enable and disable");
+            return Err(ApiError::new(StatusCode::NOT_FOUND, error));
+        }
+    };
+    Parameters::new(query, &[])?;
+    let change = api.control.ask(|reply| Request::SetService { service, enabled, reply }).await??;
+    Ok(Json(change))
+}
+
 async fn carp(State(api): State<Api>) -> Result<Json<CarpStatus>, ApiError> {
     Ok(Json(api.control.ask(Request::Carp).await?))
 }
@@ -332,7 +372,7 @@ impl Parameters {
         let Query(pairs) = pairs.map_err(|error| ApiError::bad_request(error.body_text()))?;
         for (index, (name, _)) in pairs.iter().enumerate() {
             if !known.contains(&name.as_str()) {
-                let known = known.join(", ");
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 return Err(ApiError::bad_request(format!("unknown parameter {name:?}; known: {known}")));
             }
             if pairs.iter().take(index).any(|(earlier, _)| earlier == name) {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::pools::PoolStatus;
 use crate::health::Health;
 
 /// Whether an operator wants a backend used. Kept across reloads and restarts.
@@ -46,6 +47,12 @@ pub struct ServiceStatus {
     /// As written in the configuration: `203.0.113.10:25/tcp`.
     pub listen: Vec<String>,
     pub pool: String,
+    /// It and its backup, if there is one.
+    #[serde(default)]
+    pub pools: Vec<PoolStatus>,
+    /// How often a listener went from one pool to another, or to none, since the daemon started.
+    #[serde(default)]
+    pub pool_switches: u64,
     pub forward: String,
     pub scheduler: String,
     pub flows: u64,
@@ -61,6 +68,8 @@ pub enum ServiceState {
     Active,
     /// None does.
     Down,
+    /// By the file or by an operator: nobody is asked to take any.
+    Disabled,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -70,7 +79,23 @@ pub struct BackendStatus {
     pub address: IpAddr,
     /// `None`: the port the client connected to.
     pub port: Option<u16>,
+    /// What holds: an operator's, else the file's.
     pub weight: u16,
+    /// What the file says, where an operator has set another one.
+    #[serde(default)]
+    pub configured_weight: Option<u16>,
+    /// The pool that it is in.
+    #[serde(default)]
+    pub pool: String,
+    /// The least one that is up is used.
+    #[serde(default)]
+    pub priority: u8,
+    /// Others are used now: of another pool, or with a better priority.
+    #[serde(default)]
+    pub standby: bool,
+    /// While its slow start goes on: how much of its weight it has.
+    #[serde(default)]
+    pub ramp_percent: Option<u8>,
     pub health: Health,
     pub admin: AdminState,
     /// Share of checks that succeeded, 0.0 to 100.0; `None` before the first.
@@ -215,9 +240,23 @@ pub enum EventKind {
         backend: String,
         state: AdminState,
     },
+    /// The weight of a backend by hand; `by_hand` is false when the file's holds again.
+    Weight {
+        service: String,
+        backend: String,
+        weight: u16,
+        by_hand: bool,
+    },
     Service {
         service: String,
         state: ServiceState,
+    },
+    /// New flows of a service go to these pools from now on.
+    Pools {
+        service: String,
+        using: Vec<String>,
+        /// The backup is among them.
+        backup: bool,
     },
     Reload {
         operations: u64,

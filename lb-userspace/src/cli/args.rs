@@ -108,7 +108,7 @@ Examples:
   matapa show --json | jq '.services[].name'
 ")]
     Show(Show),
-    /// Take a backend out of service, or back in
+    /// Take a backend out of service, or back in, or give it another share
     #[command(
         subcommand,
         after_help = "\
@@ -118,9 +118,23 @@ Examples:
   matapa backend drain mx1                   before maintenance: no new flows, old ones finish
   matapa backend disable mx1                 the same, and no more checks
   matapa backend enable mx1 --service mail   in this service only
+  matapa backend weight mx1 5                five times the share of a backend with weight 1
+  matapa backend weight mx1 file             what the file says again
 "
     )]
     Backend(BackendCommand),
+    /// Take a whole service out of use, or back in
+    #[command(
+        subcommand,
+        after_help = "\
+A disabled service takes no new connections; those that are open go on. The choice is kept across reloads and restarts.
+
+Examples:
+  matapa service disable mail
+  matapa service enable mail
+"
+    )]
+    Service(ServiceCommand),
     /// Decide who has the shared addresses
     #[command(
         subcommand,
@@ -337,6 +351,37 @@ pub enum BackendCommand {
     Disable(BackendName),
     /// No new flows; old ones finish, checks go on
     Drain(BackendName),
+    /// Set its share of new flows, whatever the file says; 0: no new flows, as with drain
+    Weight(BackendWeight),
+}
+
+#[derive(Debug, Args)]
+pub struct BackendWeight {
+    /// The backend, as `matapa show backends` names it
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// From 0 to 1000, relative to the other backends; or `file`, for what the file says
+    #[arg(value_name = "VALUE", value_parser = weight)]
+    pub value: String,
+    /// In this service only; otherwise in all that use it
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(infer_subcommands = true)]
+pub enum ServiceCommand {
+    /// New flows are taken again
+    Enable(ServiceName),
+    /// No new flows; old ones go on, checks too
+    Disable(ServiceName),
+}
+
+#[derive(Debug, Args)]
+pub struct ServiceName {
+    /// As in `[services.NAME]`
+    #[arg(value_name = "NAME")]
+    pub name: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -507,4 +552,8 @@ fn seconds(text: &str) -> Result<Duration, String> {
         return Err(wrong());
     }
     Ok(Duration::from_secs_f64(number))
+}
+
+fn weight(text: &str) -> Result<String, String> {
+    crate::api::pools::weight(text).map(|_| text.to_owned())
 }

@@ -89,6 +89,7 @@ fn dispatch(cli: Cli, hooks: &Hooks) -> Result<(), Failure> {
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { directory } => generate::man(&directory),
         Command::Show(arguments) => block_on(show::show(&client, arguments)),
+        Command::Service(command) => block_on(commands::service(&client, command)),
         Command::Backend(command) => block_on(commands::backend(&client, command)),
         Command::Carp(command) => block_on(commands::carp(&client, command)),
         Command::Reload => block_on(commands::reload(&client)),

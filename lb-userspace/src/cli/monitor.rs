@@ -56,10 +56,23 @@ fn sentence(kind: &EventKind) -> String {
         EventKind::Admin { service, backend, state } => {
             format!("admin {service}/{backend} {}", admin(*state).0)
         }
+        EventKind::Pools { service, using, backup } => {
+            let names = using.join(", ");
+            match (using.is_empty(), backup) {
+                (true, _) => format!("pools {service} none can be used"),
+                (false, true) => format!("pools {service} {names}: the backup is in use"),
+                (false, false) => format!("pools {service} {names}"),
+            }
+        }
+        EventKind::Weight { service, backend, weight, by_hand } => {
+            let file = if *by_hand { "" } else { ", as the file says" };
+            format!("weight {service}/{backend} {weight}{file}")
+        }
         EventKind::Service { service, state } => {
             let state = match state {
                 ServiceState::Active => "active",
                 ServiceState::Down => "down: no backend takes new flows",
+                ServiceState::Disabled => "disabled: it takes no new flows",
             };
             format!("service {service} {state}")
         }

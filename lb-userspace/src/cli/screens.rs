@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use comfy_table::Cell;
 
+use crate::api::pools::{PoolRole, PoolStatus};
 use crate::api::types::{
     AdminState, BackendStatus, Checks, CounterValue, Counters, Flows, ServiceState, ServiceStatus, Status,
 };
@@ -26,13 +27,20 @@ pub fn summary(status: &Status) -> String {
         [Cell::new(id), Cell::new(kind), text(name), Cell::new(available), status]
     };
     for service in &status.services {
-        let state = service_state(service.state);
+        let uses_backup = service.state == ServiceState::Active && backup_in_use(service).is_some();
+        let state = if uses_backup {
+            word("active (using backup pool)", Meaning::Notice)
+        } else {
+            service_state(service.state)
+        };
         table.add_row(row(&service.id, "service", &service.name, String::new(), state));
-        table.add_row(row(&"", "table", &service.pool, String::new(), pool_state(service)));
-        for backend in &service.backends {
-            let available =
-                backend.availability_percent.map(|share| format!("{share:.2}%")).unwrap_or_default();
-            table.add_row(row(&backend.id, "host", &backend.name, available, host_state(backend)));
+        for pool in &service.pools {
+            table.add_row(row(&"", "table", &pool.name, String::new(), pool_state(service, pool)));
+            for backend in service.backends.iter().filter(|backend| backend.pool == pool.name) {
+                let available =
+                    backend.availability_percent.map(|share| format!("{share:.2}%")).unwrap_or_default();
+                table.add_row(row(&backend.id, "host", &backend.name, available, host_state(backend)));
+            }
         }
     }
     lines(&table)
@@ -65,7 +73,7 @@ pub fn services(status: &Status, only: Option<&str>) -> Result<String, Failure> 
             text(&service.listen.join(", ")),
             text(&service.forward),
             text(&service.scheduler),
-            text(&service.pool),
+            text(&pools(service)),
             Cell::new(service.flows),
             Cell::new(service.packets),
             Cell::new(human_bytes(service.bytes)),
@@ -105,12 +113,12 @@ pub fn backends(status: &Status, only: Option<&str>) -> Result<String, Failure> 
                 text(&service.name),
                 text(&backend.name),
                 Cell::new(address(backend)),
-                Cell::new(backend.weight),
+                Cell::new(weight(backend)),
                 word(health_word, health_meaning),
-                if backend.admin == AdminState::Enabled {
-                    Cell::new(admin_word)
-                } else {
-                    word(admin_word, admin_meaning)
+                match backend.admin {
+                    AdminState::Enabled if backend.standby => word("standby", Meaning::Notice),
+                    AdminState::Enabled => Cell::new(admin_word),
+                    AdminState::Draining | AdminState::Disabled => word(admin_word, admin_meaning),
                 },
                 Cell::new(backend.flows),
                 Cell::new(backend.packets),
@@ -262,28 +270,59 @@ fn service_state(state: ServiceState) -> Cell {
     match state {
         ServiceState::Active => word("active", Meaning::Good),
         ServiceState::Down => word("down", Meaning::Bad),
+        ServiceState::Disabled => word("disabled", Meaning::Notice),
     }
 }
 
-fn pool_state(service: &ServiceStatus) -> Cell {
-    let serving = |backend: &&BackendStatus| {
-        backend.health == Health::Up && backend.admin == AdminState::Enabled && backend.weight > 0
+/// The pools of a service, the one in use first.
+fn pools(service: &ServiceStatus) -> String {
+    let backup = service.pools.iter().find(|pool| pool.role == PoolRole::Backup);
+    match (backup_in_use(service), backup) {
+        (Some(used), _) => format!("{} (backup of {})", used.name, service.pool),
+        (None, Some(backup)) => format!("{} (backup: {})", service.pool, backup.name),
+        (None, None) => service.pool.clone(),
+    }
+}
+
+fn backup_in_use(service: &ServiceStatus) -> Option<&PoolStatus> {
+    service.pools.iter().find(|pool| pool.role == PoolRole::Backup && pool.active)
+}
+
+fn pool_state(service: &ServiceStatus, pool: &PoolStatus) -> Cell {
+    let hosts = match pool.well {
+        1 => "1 host".to_owned(),
+        hosts => format!("{hosts} hosts"),
     };
-    match service.backends.iter().filter(serving).count() {
+    match pool.well {
         0 => word("empty", Meaning::Bad),
-        1 => word("active (1 host)", Meaning::Good),
-        hosts => word(&format!("active ({hosts} hosts)"), Meaning::Good),
+        _ if service.state == ServiceState::Disabled => word("disabled", Meaning::Notice),
+        _ if pool.active => word(&format!("active ({hosts})"), Meaning::Good),
+        _ if pool.well_weight < u64::from(pool.quorum) + u64::from(pool.hysteresis) => {
+            let text = format!("no quorum ({hosts}, weight {} of {})", pool.well_weight, pool.quorum);
+            word(&text, Meaning::Bad)
+        }
+        _ => word(&format!("standby ({hosts})"), Meaning::Notice),
     }
 }
 
 fn host_state(backend: &BackendStatus) -> Cell {
     let (health_word, health_meaning) = health(backend.health);
     match backend.admin {
+        AdminState::Enabled if backend.standby && backend.health == Health::Up => {
+            word("up (standby)", Meaning::Notice)
+        }
         AdminState::Enabled => word(health_word, health_meaning),
         AdminState::Disabled => word("disabled", Meaning::Notice),
         AdminState::Draining if backend.health == Health::Up => word("draining", Meaning::Notice),
         AdminState::Draining => word(&format!("draining ({health_word})"), Meaning::Bad),
     }
+}
+
+/// With what a slow start has reached of it, and the file's, if an operator has set another one.
+fn weight(backend: &BackendStatus) -> String {
+    let file = backend.configured_weight.map(|file| format!(" (file: {file})")).unwrap_or_default();
+    let part = backend.ramp_percent.map(|percent| format!(" at {percent}%")).unwrap_or_default();
+    format!("{}{part}{file}", backend.weight)
 }
 
 fn address(backend: &BackendStatus) -> String {

@@ -10,7 +10,7 @@ use super::services::{PoolRef, ServiceParts};
 use super::values::quote;
 use super::{
     Backend, CheckKind, Config, Control, Flows, Listen, Pool, Protocol, Service, Snat, Tunnel, XdpMode,
-    listeners, modes,
+    backups, listeners, modes,
 };
 
 /// A document's parts, each of them read and none compared with another.
@@ -40,18 +40,29 @@ pub(super) fn check(errors: &mut Errors, parts: Parts) -> Option<Config> {
         return None;
     }
     let resolved = resolve(errors, &parts);
+    let backups = backups::resolve(errors, &parts);
     let pairs: Vec<(&ServiceParts, &PoolParts)> = parts
         .services
         .iter()
         .zip(&resolved)
         .filter_map(|(service, pool)| Some((service, &parts.pools[(*pool)?])))
         .collect();
+    let reserves: Vec<(&ServiceParts, &PoolParts)> = parts
+        .services
+        .iter()
+        .zip(&backups)
+        .filter_map(|(service, backup)| Some((service, &parts.pools[(*backup)?])))
+        .collect();
     families(errors, &pairs);
     loops(errors, &parts);
-    modes::kept_ports(errors, &pairs);
-    same_servers(errors, &pairs);
-    check_ports(errors, &pairs);
-    build(parts, resolved)
+    for pairs in [&pairs, &reserves] {
+        modes::kept_ports(errors, pairs);
+        same_servers(errors, pairs);
+        check_ports(errors, pairs);
+        backups::quorums(errors, pairs);
+    }
+    backups::apart(errors, &pairs, &reserves);
+    build(parts, resolved, backups)
 }
 
 /// A service's own pool bears the service's name.
@@ -78,6 +89,8 @@ fn resolve(errors: &mut Errors, parts: &Parts) -> Vec<Option<usize>> {
     let mut unclear = false;
     let mut resolved = Vec::new();
     for service in &parts.services {
+        // Whether it is there is asked with the other backups.
+        used.extend(service.backup.as_ref().map(|name| name.value.as_str()));
         let pool = match &service.pool {
             PoolRef::Unclear => {
                 unclear = true;
@@ -103,7 +116,8 @@ fn resolve(errors: &mut Errors, parts: &Parts) -> Vec<Option<usize>> {
     if !unclear && !parts.services.is_empty() {
         for pool in parts.pools.iter().filter(|pool| !pool.own && !used.contains(pool.name.value.as_str())) {
             let message = format!("pool {} is used by no service", quote(&pool.name.value));
-            let help = format!("add `pool = {}` to a service, or remove the pool", quote(&pool.name.value));
+            let name = quote(&pool.name.value);
+            let help = format!("add `pool = {name}` or `backup = {name}` to a service, or remove the pool");
             errors.at(pool.name.span, message).help(help);
         }
     }
@@ -111,7 +125,7 @@ fn resolve(errors: &mut Errors, parts: &Parts) -> Vec<Option<usize>> {
 }
 
 /// The pool that was probably meant.
-fn unknown_pool<'a>(errors: &mut Errors, parts: &'a Parts, name: &At<String>) -> Option<&'a str> {
+pub(super) fn unknown_pool<'a>(errors: &mut Errors, parts: &'a Parts, name: &At<String>) -> Option<&'a str> {
     let names = || parts.pools.iter().filter(|pool| !pool.own).map(|pool| pool.name.value.as_str());
     let near = nearest(&name.value, names());
     let help = match near {
@@ -258,8 +272,12 @@ fn check_ports(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
     }
 }
 
-fn build(parts: Parts, resolved: Vec<Option<usize>>) -> Option<Config> {
+fn build(parts: Parts, resolved: Vec<Option<usize>>, backups: Vec<Option<usize>>) -> Option<Config> {
     let resolved: Vec<usize> = resolved.into_iter().collect::<Option<_>>()?;
+    if parts.services.iter().zip(&backups).any(|(service, found)| service.backup.is_some() && found.is_none())
+    {
+        return None;
+    }
     let pools = parts
         .pools
         .into_iter()
@@ -267,17 +285,21 @@ fn build(parts: Parts, resolved: Vec<Option<usize>>) -> Option<Config> {
             name: pool.name.value,
             check: pool.check.map(|check| check.value),
             on_down: pool.on_down,
+            quorum: pool.quorum,
+            slow_start: pool.slow_start,
             backends: pool.backends.into_iter().map(|backend| backend.value).collect(),
         })
         .collect();
     let services = parts
         .services
         .into_iter()
-        .zip(resolved)
-        .map(|(service, pool)| Service {
+        .zip(resolved.into_iter().zip(backups))
+        .map(|(service, (pool, backup))| Service {
             name: service.name.value,
             listen: service.listen.into_iter().map(|listen| listen.value).collect(),
             pool,
+            backup,
+            backup_hold: service.backup_hold,
             forward: service.forwarding.mode.value,
             scheduler: service.scheduler,
             session_timeout: service.session_timeout,
@@ -290,6 +312,8 @@ fn build(parts: Parts, resolved: Vec<Option<usize>>) -> Option<Config> {
                 last_port: snat.ports.1,
             }),
             gue_port: service.forwarding.gue_port,
+            enabled: service.enabled,
+            when_empty: service.when_empty,
         })
         .collect();
     Some(Config {

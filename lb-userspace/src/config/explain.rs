@@ -2,11 +2,14 @@
 
 use std::fmt::Write;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::forwarding::rewrites;
 use super::services::DEFAULT_NEW_FLOW_LIMIT;
 use super::values::{clip, quote, show_duration};
-use super::{Backend, Check, Config, Flows, Forward, OnDown, Pool, Probe, RCODES, Service, Smtp};
+use super::{
+    Backend, Check, Config, Flows, Forward, OnDown, Pool, Probe, Quorum, RCODES, Service, Smtp, WhenEmpty,
+};
 
 /// Says in a few lines what a configuration does: equal configurations give equal text.
 pub fn explain(config: &Config) -> String {
@@ -44,7 +47,7 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
         writeln!(out, "tunnels have their sources in {} and {}", tunnel.source4, tunnel.source6)?;
     }
     for service in &config.services {
-        write_service(out, service, &config.pools[service.pool])?;
+        write_service(out, config, service)?;
     }
     Ok(())
 }
@@ -72,8 +75,9 @@ fn write_flows(out: &mut String, flows: &Flows) -> std::fmt::Result {
     )
 }
 
-fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::Result {
-    writeln!(out, "\nservice {}", service.name)?;
+fn write_service(out: &mut String, config: &Config, service: &Service) -> std::fmt::Result {
+    let disabled = if service.enabled { "" } else { ", disabled: it takes no new connections" };
+    writeln!(out, "\nservice {}{disabled}", service.name)?;
     let listen: Vec<String> = service.listen.iter().map(ToString::to_string).collect();
     writeln!(out, "  listens on  {}", listen.join(", "))?;
     writeln!(
@@ -105,6 +109,23 @@ fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::
             "  limit       {limit} new flows a second are recorded; the rest goes by the scheduler's table"
         )?;
     }
+    match service.when_empty {
+        WhenEmpty::Drop => {}
+        WhenEmpty::Reset => writeln!(out, "  when empty  new connections are refused at once")?,
+        WhenEmpty::Pass => writeln!(out, "  when empty  new connections are left to this machine")?,
+    }
+    let Some(pool) = config.pools.get(service.pool) else { return Ok(()) };
+    write_pool(out, "pool  ", pool)?;
+    let Some(backup) = service.backup.and_then(|index| config.pools.get(index)) else { return Ok(()) };
+    let hold = match service.backup_hold {
+        Duration::ZERO => String::new(),
+        hold => format!(", and until it has been there again for {}", show_duration(hold)),
+    };
+    writeln!(out, "  while nothing of pool {} can be used{hold}:", pool.name)?;
+    write_pool(out, "backup", backup)
+}
+
+fn write_pool(out: &mut String, role: &str, pool: &Pool) -> std::fmt::Result {
     match &pool.check {
         Some(check) => write_check(out, check)?,
         None => writeln!(out, "  checks      nothing: backends are taken as up")?,
@@ -114,7 +135,16 @@ fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::
         OnDown::Keep => "its connections are kept",
     };
     writeln!(out, "  on down     {on_down}")?;
-    writeln!(out, "  pool        {}, {}", pool.name, count(pool.backends.len(), "backend"))?;
+    if pool.quorum != Quorum::default() {
+        let Quorum { weight, hysteresis } = pool.quorum;
+        let more = if hysteresis == 0 { String::new() } else { format!(", hysteresis {hysteresis}") };
+        writeln!(out, "  quorum      used only while backends with weight {weight} in all are up{more}")?;
+    }
+    if pool.slow_start != Duration::ZERO {
+        let time = show_duration(pool.slow_start);
+        writeln!(out, "  slow start  a backend that comes up has its whole share after {time}")?;
+    }
+    writeln!(out, "  {role}      {}, {}", pool.name, count(pool.backends.len(), "backend"))?;
     // An unnamed backend's name is where it is.
     let target = |backend: &Backend| Some(show_target(backend)).filter(|target| *target != backend.name);
     let targets: Vec<String> =
@@ -127,7 +157,13 @@ fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::
             0 => "weight 0 (no new connections)".to_owned(),
             weight => format!("weight {weight}"),
         };
-        writeln!(out, "    {:names$}{gap}{target:addresses$}  {weight}", backend.name)?;
+        let priority = if pool.backends.iter().all(|one| one.priority == 0) {
+            String::new()
+        } else {
+            format!(", priority {}", backend.priority)
+        };
+        let disabled = if backend.enabled { "" } else { ", disabled" };
+        writeln!(out, "    {:names$}{gap}{target:addresses$}  {weight}{priority}{disabled}", backend.name)?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! together. Every step goes on after an error as far as the rest still makes sense, so that an operator
 //! corrects a file once.
 
+mod backups;
 mod carp;
 mod checks;
 mod cluster;
@@ -55,6 +56,37 @@ pub struct Config {
     /// In the order of the file.
     pub carp: Vec<Carp>,
     pub cluster: Cluster,
+}
+
+impl Config {
+    /// The backends of a service: those of its pool, then those of its backup. No two have the same name.
+    pub fn members<'c>(&'c self, service: &Service) -> impl Iterator<Item = Member<'c>> + Clone {
+        let pools = [(Role::Primary, Some(service.pool)), (Role::Backup, service.backup)];
+        pools
+            .into_iter()
+            .filter_map(|(role, index)| Some((role, self.pools.get(index?)?)))
+            .flat_map(|(role, pool)| pool.backends.iter().map(move |backend| Member { role, pool, backend }))
+    }
+
+    /// The backend of a service that has this name.
+    pub fn backend(&self, service: &Service, name: &str) -> Option<&Backend> {
+        self.members(service).map(|member| member.backend).find(|backend| backend.name == name)
+    }
+}
+
+/// What a pool is to a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    Primary,
+    Backup,
+}
+
+/// A backend of a service, with the pool that it is in.
+#[derive(Clone, Copy, Debug)]
+pub struct Member<'c> {
+    pub role: Role,
+    pub pool: &'c Pool,
+    pub backend: &'c Backend,
 }
 
 /// How the program is attached.
@@ -136,7 +168,26 @@ pub struct Pool {
     /// `None`: backends are taken as up.
     pub check: Option<Check>,
     pub on_down: OnDown,
+    pub quorum: Quorum,
+    /// How long a backend that comes up takes to get its whole share of new flows. Default 0: at once.
+    pub slow_start: Duration,
     pub backends: Vec<Backend>,
+}
+
+/// How much of a pool must be there for it to be used: weights of backends that are up and enabled, behind each listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quorum {
+    /// Default 1.
+    pub weight: u32,
+    /// So much more than `weight` brings a pool back that has lost its quorum, and so much less is still enough for one that
+    /// has it. Less than `weight`. Default 0.
+    pub hysteresis: u32,
+}
+
+impl Default for Quorum {
+    fn default() -> Self {
+        Self { weight: 1, hysteresis: 0 }
+    }
 }
 
 /// What happens to established TCP connections of a backend that fails its check.
@@ -158,6 +209,10 @@ pub struct Backend {
     pub port: Option<u16>,
     /// Share of new flows relative to the others; 0 takes none.
     pub weight: u16,
+    /// Of those that are up, only the ones with the least number get new flows. Default 0.
+    pub priority: u8,
+    /// False: as if an operator had disabled it. Default true.
+    pub enabled: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,6 +221,10 @@ pub struct Service {
     pub listen: Vec<Listen>,
     /// Index into [`Config::pools`].
     pub pool: usize,
+    /// Likewise: used for new flows while nothing of `pool` can be, or its quorum is not met.
+    pub backup: Option<usize>,
+    /// How long `pool` must be there again before new flows return to it. Default 0: at once.
+    pub backup_hold: Duration,
     pub forward: Forward,
     pub scheduler: Scheduler,
     /// Idle time after which an established TCP flow is forgotten. Default 10 min.
@@ -180,6 +239,22 @@ pub struct Service {
     pub snat: Option<Snat>,
     /// UDP port on the backend that [`Forward::Gue`] sends to. Default 6080 (IANA's for GUE).
     pub gue_port: u16,
+    /// What becomes of new flows while no backend can take any. Default [`WhenEmpty::Drop`].
+    pub when_empty: WhenEmpty,
+    /// False: it takes no new flows. Default true.
+    pub enabled: bool,
+}
+
+/// What becomes of new flows that no backend can take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenEmpty {
+    /// They are dropped: clients try until their timeouts, and succeed if a backend is there by then.
+    #[default]
+    Drop,
+    /// TCP is answered with a RST, UDP with an ICMP error; the rest is dropped.
+    Reset,
+    /// They are left to the kernel.
+    Pass,
 }
 
 /// What the clients' addresses and ports are replaced with.

@@ -1,6 +1,8 @@
 //! Reading pools and their backends.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
@@ -8,9 +10,12 @@ use super::diagnostics::{At, Errors, Span};
 use super::document::{self, Entry, Known, Value};
 use super::known_keys::Place;
 use super::values::{self, Role, quote};
-use super::{Backend, Check, OnDown, checks, listen};
+use super::{Backend, Check, OnDown, Quorum, checks, listen};
 
 const DEFAULT_WEIGHT: u16 = 1;
+/// As many as a pool can have, each with the largest weight.
+const MOST_QUORUM: u32 = 1_000_000;
+const SLOW_STARTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const HELP: &str = "write a list such as [\"198.51.100.11\", \"198.51.100.12\"]";
 
 /// A pool as read, with the places of its parts.
@@ -21,6 +26,10 @@ pub(super) struct PoolParts {
     pub(super) own: bool,
     pub(super) check: Option<At<Check>>,
     pub(super) on_down: OnDown,
+    pub(super) quorum: Quorum,
+    /// Where `quorum` stands, or else `hysteresis`.
+    pub(super) quorum_span: Span,
+    pub(super) slow_start: Duration,
     pub(super) backends: Vec<At<Backend>>,
     /// Every backend of the file is in `backends`; else some were left out because of errors.
     pub(super) complete: bool,
@@ -40,12 +49,39 @@ pub(super) fn read(errors: &mut Errors, name: At<&str>, table: &DeTable<'_>) -> 
 pub(super) fn read_known(errors: &mut Errors, name: At<&str>, known: &Known<'_>, own: bool) -> PoolParts {
     let check = known.get("check").and_then(|entry| checks::read(errors, entry));
     let on_down = known.get("on_down").and_then(|entry| read_on_down(errors, entry)).unwrap_or_default();
+    let (quorum, quorum_span) = read_quorum(errors, known);
+    let slow_start = known
+        .get("slow_start")
+        .and_then(|entry| values::duration(errors, entry, &SLOW_STARTS))
+        .map_or(Duration::ZERO, |at| at.value);
     let (backends, complete) = match known.get("backends") {
         Some(entry) => read_backends(errors, entry),
         None => (Vec::new(), false),
     };
     let name = At { value: name.value.to_owned(), span: name.span };
-    PoolParts { name, own, check, on_down, backends, complete }
+    PoolParts { name, own, check, on_down, quorum, quorum_span, slow_start, backends, complete }
+}
+
+fn read_quorum(errors: &mut Errors, known: &Known<'_>) -> (Quorum, Span) {
+    let (weight, hysteresis) = (known.get("quorum"), known.get("hysteresis"));
+    let span = weight.or(hysteresis).map(|entry| entry.span()).unwrap_or_default();
+    let default = Quorum::default();
+    let read = |errors: &mut Errors, entry: Option<Entry<'_>>, least, default| match entry {
+        Some(entry) => document::integer(errors, entry, least..=MOST_QUORUM),
+        None => Some(default),
+    };
+    let number = read(errors, weight, 1, default.weight);
+    let more = read(errors, hysteresis, 0, default.hysteresis);
+    let (Some(weight), Some(more)) = (number, more) else { return (default, span) };
+    if let Some(entry) = hysteresis.filter(|_| more >= weight) {
+        let message = format!("`hysteresis` {more} is not less than the quorum {weight}");
+        let error = errors.at(entry.span(), message);
+        error.help(
+            "with it a pool would keep its quorum without any backend; write a smaller one, or remove it",
+        );
+        return (default, span);
+    }
+    (Quorum { weight, hysteresis: more }, span)
 }
 
 fn read_on_down(errors: &mut Errors, entry: Entry<'_>) -> Option<OnDown> {
@@ -89,7 +125,14 @@ fn read_backend(errors: &mut Errors, item: &Value<'_>) -> Option<At<Backend>> {
     let value = match item.get_ref() {
         DeValue::String(text) => {
             let (address, port) = listen::read_endpoint(errors, text, span)?;
-            Backend { name: text.to_string(), address, port, weight: DEFAULT_WEIGHT }
+            Backend {
+                name: text.to_string(),
+                address,
+                port,
+                weight: DEFAULT_WEIGHT,
+                priority: 0,
+                enabled: true,
+            }
         }
         DeValue::Table(table) => read_table(errors, span, table)?,
         _ => {
@@ -122,6 +165,14 @@ fn read_table(errors: &mut Errors, span: Span, table: &DeTable<'_>) -> Option<Ba
         }
         None => Some(DEFAULT_WEIGHT),
     };
+    let priority = match known.get("priority") {
+        Some(entry) => document::integer(errors, entry, 0..=255).and_then(|number| u8::try_from(number).ok()),
+        None => Some(0),
+    };
+    let enabled = match known.get("enabled") {
+        Some(entry) => document::boolean(errors, entry),
+        None => Some(true),
+    };
     let name = match known.get("name") {
         Some(entry) => document::text(errors, "name", entry.value, "a text", "write `name = \"mx1\"`")
             .filter(|name| values::check_name(errors, "backend", *name))
@@ -135,7 +186,8 @@ fn read_table(errors: &mut Errors, span: Span, table: &DeTable<'_>) -> Option<Ba
         (Some(port), IpAddr::V4(_)) => format!("{written}:{port}"),
         (Some(port), IpAddr::V6(_)) => format!("[{written}]:{port}"),
     };
-    Some(Backend { name: name?.unwrap_or_else(unnamed), address, port, weight: weight? })
+    let name = name?.unwrap_or_else(unnamed);
+    Some(Backend { name, address, port, weight: weight?, priority: priority?, enabled: enabled? })
 }
 
 fn read_address<'a>(errors: &mut Errors, entry: Entry<'a>) -> Option<(IpAddr, &'a str)> {

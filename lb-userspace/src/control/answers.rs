@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use log::{info, warn};
+use log::warn;
 
 use super::request::{Refusal, Request};
 use super::status::{self, Sources};
 use super::task::Control;
-use crate::api::types::{AdminState, BackendChange, Checks, CounterValue, Counters, EventKind, Flows};
+use crate::api::types::{Checks, CounterValue, Counters, Flows};
 use crate::carp;
 use crate::dataplane::Maps as _;
 use crate::net::held::Counts;
@@ -32,6 +32,12 @@ impl Control {
             Request::Trace { filter, rate, reply } => self.trace(filter, rate, reply),
             Request::SetAdmin { backend, service, state, reply } => {
                 let _ = reply.send(self.set_admin(&backend, service.as_deref(), state));
+            }
+            Request::SetWeight { backend, service, weight, reply } => {
+                let _ = reply.send(self.set_weight(&backend, service.as_deref(), weight));
+            }
+            Request::SetService { service, enabled, reply } => {
+                let _ = reply.send(self.set_service(&service, enabled));
             }
             Request::Carp(reply) => self.carp.send(carp::task::Command::Status(reply)),
             Request::Sync(reply) => self.answer_sync(reply),
@@ -101,37 +107,5 @@ impl Control {
             counters.insert(name.to_owned(), CounterValue { value, verdict, help });
         }
         Counters { counters }
-    }
-
-    pub(super) fn set_admin(
-        &mut self,
-        backend: &str,
-        service: Option<&str>,
-        state: AdminState,
-    ) -> Result<BackendChange, Refusal> {
-        let mut matching = Vec::new();
-        for s in self.config.services.iter().filter(|s| service.is_none_or(|wanted| wanted == s.name)) {
-            if self.config.pools[s.pool].backends.iter().any(|b| b.name == backend) {
-                matching.push(s.name.clone());
-            }
-        }
-        if matching.is_empty() {
-            return Err(Refusal::NotFound(status::no_such_backend(&self.config, backend, service)));
-        }
-        let services = self.service_states();
-        let mut changed = Vec::new();
-        for service in matching {
-            if self.state.set_admin((service.clone(), backend.to_owned()), state) {
-                changed.push(service);
-            }
-        }
-        self.runner.set_targets(self.state.targets(&self.config));
-        self.converge();
-        self.tell_services(&services);
-        for service in &changed {
-            info!("{service}/{backend} is now {state:?}");
-            self.emit(EventKind::Admin { service: service.clone(), backend: backend.to_owned(), state });
-        }
-        Ok(BackendChange { state, backends: changed.into_iter().map(|s| format!("{s}/{backend}")).collect() })
     }
 }

@@ -1,5 +1,7 @@
 //! Bringing maps and interfaces to what is configured: at the start, at a reload, and when something has changed.
 
+use std::time::Instant;
+
 use anyhow::Context as _;
 use log::{error, info, warn};
 
@@ -21,10 +23,12 @@ impl Control {
     /// Makes the maps what configuration and state say. Says how many steps it took; what fails is tried again at the
     /// next tick.
     pub(super) fn converge(&mut self) -> usize {
+        self.state.settle(&self.config, self.dataplane.image(), Instant::now());
         match bring(&mut self.dataplane, &self.config, &self.state, &self.sync) {
             Ok(steps) => {
                 self.behind = false;
                 self.meet_neighbours();
+                self.tell_pools();
                 steps
             }
             Err(error) => {
@@ -57,6 +61,7 @@ impl Control {
         let mut state = self.state.clone();
         state.inherit(&new, self.dataplane.image());
         state.retain(&new);
+        state.settle(&new, self.dataplane.image(), Instant::now());
         // Found out before anything is touched.
         let capacity = self.dataplane.maps().capacity();
         desired(&new, &state, self.dataplane.image(), capacity).map_err(|error| refuse(error.to_string()))?;
@@ -97,6 +102,7 @@ impl Control {
             }
         };
         (self.config, self.state) = (new, state);
+        self.tell_pools();
         self.change_sync(sync);
         self.meet_neighbours();
         self.carp.send(carp::task::Command::Reload(vhids));
@@ -127,6 +133,7 @@ impl Control {
     /// # Errors
     /// When a map or an interface refuses: then the daemon does not start.
     pub fn begin(&mut self, adopted: bool, interfaces: &[(String, u32)]) -> anyhow::Result<()> {
+        self.state.settle(&self.config, self.dataplane.image(), Instant::now());
         let steps = bring(&mut self.dataplane, &self.config, &self.state, &self.sync)?;
         self.meet_neighbours();
         self.attached = self.dataplane.maps_mut().attach(&self.pins, interfaces, self.config.xdp_mode)?;

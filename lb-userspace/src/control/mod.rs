@@ -3,11 +3,12 @@
 //! [`state`] is what is known: configuration, health, the operator's wishes; pure. [`task`] joins it with the packet
 //! path, the checks and the API: requests, check results and a tick come in one after the other, so nothing needs a
 //! lock. `apply` is its way to maps and interfaces, `answers` what it tells the API, [`explain`] and [`tracing`] what it
-//! tells of single packets, [`held`] its loop for fragments, [`passive`] what it notices itself.
+//! tells of single packets, [`wishes`] what an operator wants, [`choices`] which of several pools and backends are used, [`held`] its loop for fragments, [`passive`] what it notices itself.
 
 mod answers;
 mod apply;
 pub mod carp;
+pub mod choices;
 pub mod explain;
 pub mod held;
 pub mod passive;
@@ -18,3 +19,5 @@ pub mod status;
 pub mod sync;
 pub mod task;
 pub mod tracing;
+pub mod wishes;
+mod wishing;

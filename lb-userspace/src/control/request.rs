@@ -4,6 +4,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::api::carp::{CarpChange, CarpStatus};
 use crate::api::explain::{Explanation, Question};
+use crate::api::pools::{ServiceChange, WeightChange};
 use crate::api::sync::SyncStatus;
 use crate::api::trace::Filter;
 use crate::api::types::{AdminState, BackendChange, Checks, Counters, Event, Flows, ReloadOutcome, Status};
@@ -61,6 +62,18 @@ pub enum Request {
         service: Option<String>,
         state: AdminState,
         reply: Reply<Result<BackendChange, Refusal>>,
+    },
+    /// `None`: the weight in the file.
+    SetWeight {
+        backend: String,
+        service: Option<String>,
+        weight: Option<u16>,
+        reply: Reply<Result<WeightChange, Refusal>>,
+    },
+    SetService {
+        service: String,
+        enabled: bool,
+        reply: Reply<Result<ServiceChange, Refusal>>,
     },
     Carp(Reply<CarpStatus>),
     Sync(Reply<SyncStatus>),

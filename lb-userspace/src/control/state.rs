@@ -1,13 +1,15 @@
 //! What is known of the servers, and what is wanted of them.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::time::{Duration, SystemTime};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant, SystemTime};
 
+use super::choices::{Choices, Seen, chooses};
 use super::passive::Passive;
+use super::wishes::Wishes;
 use crate::api::types::AdminState;
-use crate::config::{Backend, Config, Listen, Service};
+use crate::config::{Backend, Config, Listen, Member, Service};
 use crate::dataplane::desired::Verdicts;
-use crate::dataplane::image::{BackendEntry, Image, Server, server_port, serves};
+use crate::dataplane::image::{BackendEntry, ByHand, Image, Server, server_port, serves};
 use crate::health::{CheckError, Health, Report, Target};
 
 /// What the checks of one target have found.
@@ -54,11 +56,13 @@ pub fn ends_soon(target: &Target, expires: SystemTime, now: SystemTime) -> Optio
 /// A backend of a service, by their names.
 pub type Name = (String, String);
 
-/// Health of each target, and the state an operator gave a backend.
+/// Health of each target, and what an operator wants.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     checked: BTreeMap<Target, Checked>,
-    admin: BTreeMap<Name, AdminState>,
+    pub wishes: Wishes,
+    /// Which pools and backends are used.
+    pub choices: Choices,
     /// What the packet path has noticed.
     pub passive: Passive,
 }
@@ -69,13 +73,22 @@ impl State {
     pub fn restore(config: &Config, image: &Image) -> Self {
         let mut state = Self::default();
         for service in &config.services {
-            for (listen, backend) in places(config, service) {
+            for (listen, Member { backend, .. }) in places(config, service) {
                 // By its place, as the name in the maps may be cut short.
-                if let Some(known) = known(image, listen, backend)
-                    && known.admin != AdminState::Enabled
-                {
-                    state.admin.insert((service.name.clone(), backend.name.clone()), known.admin);
+                let Some(known) = known(image, listen, backend) else { continue };
+                if known.by_hand.admin {
+                    state.wishes.set_admin(service, backend, known.admin);
                 }
+                if known.by_hand.weight.is_some() {
+                    state.wishes.set_weight(service, backend, known.by_hand.weight);
+                }
+            }
+            for listen in service.listen.iter().filter(|_| chooses(config, service)) {
+                state.choices.restore(service, listen, used(config, image, service, listen));
+            }
+            let mut listeners = service.listen.iter().filter_map(|listen| image.listener_at(listen));
+            if let Some(enabled) = listeners.find_map(|id| image.listeners[&id].by_hand) {
+                state.wishes.set_enabled(service, enabled);
             }
         }
         state.inherit(config, image);
@@ -85,8 +98,8 @@ impl State {
     /// Of servers that are in the maps but were not checked in the way of `config` so far, the health in the maps
     /// stands until the first result: another check is no reason to take a server out of rotation.
     pub fn inherit(&mut self, config: &Config, image: &Image) {
-        for (target, listen, backend) in targets_with_use(config) {
-            if let Some(known) = known(image, listen, backend) {
+        for (target, listen, member) in targets_with_use(config) {
+            if let Some(known) = known(image, listen, member.backend) {
                 self.checked
                     .entry(target)
                     .or_insert_with(|| Checked { health: known.health, ..Checked::default() });
@@ -99,11 +112,7 @@ impl State {
         let mut targets: Vec<Target> = targets_with_use(config).map(|(target, ..)| target).collect();
         targets.sort();
         self.checked.retain(|target, _| targets.binary_search(target).is_ok());
-        self.admin.retain(|(service, backend), _| {
-            config.services.iter().any(|s| {
-                s.name == *service && config.pools[s.pool].backends.iter().any(|b| b.name == *backend)
-            })
-        });
+        self.wishes.retain(config);
     }
 
     /// What is to be checked, with the health that is known so far. Backends that are disabled are not checked.
@@ -113,7 +122,7 @@ impl State {
             .iter()
             .flat_map(|service| {
                 uses(config, service)
-                    .filter(|(_, _, backend)| self.admin(service, backend) != AdminState::Disabled)
+                    .filter(|(_, _, member)| self.admin(service, member.backend) != AdminState::Disabled)
                     .map(|(target, ..)| target)
             })
             .collect();
@@ -168,36 +177,61 @@ impl State {
     }
 
     /// What the checks say of a backend behind a listener; `None` without a check.
-    pub fn checked(
-        &self,
-        config: &Config,
-        service: &Service,
-        listen: &Listen,
-        backend: &Backend,
-    ) -> Option<&Checked> {
-        self.checked.get(&target(config, service, listen, backend)?)
+    pub fn checked(&self, listen: &Listen, member: &Member<'_>) -> Option<&Checked> {
+        self.checked.get(&target(listen, member)?)
     }
 
-    /// Sets what an operator wants of a backend. True when it is something new.
-    pub fn set_admin(&mut self, name: Name, state: AdminState) -> bool {
-        let old = match state {
-            AdminState::Enabled => self.admin.remove(&name),
-            other => self.admin.insert(name, other),
-        };
-        old.unwrap_or_default() != state
+    /// Chooses what each listener uses, by what is known now. `image` is what the maps hold.
+    pub fn settle(&mut self, config: &Config, image: &Image, now: Instant) {
+        let mut choices = std::mem::take(&mut self.choices);
+        choices.settle(config, now, |service, listen, member, first| {
+            let backend = member.backend;
+            let weight = self.wishes.weight(service, backend);
+            let up = self.health(service, listen, member) == Health::Up;
+            // To look for a listener costs, and hardly ever is anybody suspected.
+            let suspect = self.passive.has_suspects()
+                && image.listener_at(listen).is_some_and(|listener| {
+                    let (address, port) = (backend.address, server_port(listen, backend));
+                    self.passive.suspects(&Server { listener, address, port })
+                });
+            let well = up && weight > 0 && self.admin(service, backend) == AdminState::Enabled;
+            let took = || known(image, listen, backend).is_some_and(BackendEntry::takes_new_flows);
+            Seen { well, suspect, weight, established: first && took() }
+        });
+        self.choices = choices;
     }
 }
 
 impl Verdicts for State {
-    fn health(&self, config: &Config, service: &Service, listen: &Listen, backend: &Backend) -> Health {
-        match target(config, service, listen, backend) {
+    fn health(&self, _: &Service, listen: &Listen, member: &Member<'_>) -> Health {
+        match target(listen, member) {
             Some(target) => self.checked.get(&target).map_or(Health::Unknown, |c| c.health),
             None => Health::Up,
         }
     }
 
     fn admin(&self, service: &Service, backend: &Backend) -> AdminState {
-        self.admin.get(&(service.name.clone(), backend.name.clone())).copied().unwrap_or_default()
+        self.wishes.admin(service, backend)
+    }
+
+    fn by_hand(&self, service: &Service, backend: &Backend) -> ByHand {
+        self.wishes.by_hand(service, backend)
+    }
+
+    fn service_by_hand(&self, service: &Service) -> Option<bool> {
+        self.wishes.service_by_hand(service)
+    }
+
+    fn weight(&self, service: &Service, listen: &Listen, member: &Member<'_>) -> u16 {
+        let whole = self.wishes.weight(service, member.backend);
+        // Tables go by the proportions alone, so that one that all have whole is as without a slow start.
+        let rising = !member.pool.slow_start.is_zero();
+        let parts = if rising { self.choices.steps(service, listen, member) } else { 1 };
+        whole.saturating_mul(parts)
+    }
+
+    fn stands_by(&self, service: &Service, listen: &Listen, member: &Member<'_>) -> bool {
+        !self.wishes.enabled(service) || self.choices.stands_by(service, listen, member)
     }
 
     fn suspects(&self, server: &Server) -> bool {
@@ -206,8 +240,8 @@ impl Verdicts for State {
 }
 
 /// The target that tells the health of a backend behind a listener; `None` without a check.
-pub fn target(config: &Config, service: &Service, listen: &Listen, backend: &Backend) -> Option<Target> {
-    let check = config.pools[service.pool].check.as_ref()?;
+pub fn target(listen: &Listen, Member { pool, backend, .. }: &Member<'_>) -> Option<Target> {
+    let check = pool.check.as_ref()?;
     Some(Target::new(backend.address, backend.port.unwrap_or(listen.port), check))
 }
 
@@ -215,18 +249,30 @@ pub fn target(config: &Config, service: &Service, listen: &Listen, backend: &Bac
 pub fn uses<'c>(
     config: &'c Config,
     service: &'c Service,
-) -> impl Iterator<Item = (Target, &'c Listen, &'c Backend)> {
-    places(config, service).filter_map(move |(listen, backend)| {
-        Some((target(config, service, listen, backend)?, listen, backend))
-    })
+) -> impl Iterator<Item = (Target, &'c Listen, Member<'c>)> {
+    places(config, service)
+        .filter_map(move |(listen, member)| Some((target(listen, &member)?, listen, member)))
 }
 
 /// Each listener of a service with each backend that it hands packets to.
-fn places<'c>(config: &'c Config, service: &'c Service) -> impl Iterator<Item = (&'c Listen, &'c Backend)> {
+fn places<'c>(config: &'c Config, service: &'c Service) -> impl Iterator<Item = (&'c Listen, Member<'c>)> {
     service.listen.iter().flat_map(move |listen| {
-        let backends = config.pools[service.pool].backends.iter();
-        backends.filter(|backend| serves(service, listen, backend)).map(move |backend| (listen, backend))
+        let members = config.members(service);
+        members.filter(|member| serves(service, listen, member.backend)).map(move |member| (listen, member))
     })
+}
+
+/// Whether the listener's table in the maps has backends of the pool, and of the backup.
+fn used(config: &Config, image: &Image, service: &Service, listen: &Listen) -> [bool; 2] {
+    let mut used = [false; 2];
+    let Some(id) = image.listener_at(listen) else { return used };
+    let table = image.listeners[&id].table.members.keys().filter_map(|id| image.backends.get(id));
+    let table: BTreeSet<_> = table.map(|b| (b.server.address, b.server.port)).collect();
+    for member in config.members(service) {
+        let server = (member.backend.address, server_port(listen, member.backend));
+        used[member.role as usize] |= table.contains(&server);
+    }
+    used
 }
 
 /// What the maps hold of a backend behind a listener.
@@ -236,7 +282,7 @@ fn known<'i>(image: &'i Image, listen: &Listen, backend: &Backend) -> Option<&'i
     found.find(|(_, b)| (b.server.address, b.server.port) == server).map(|(_, b)| b)
 }
 
-fn targets_with_use(config: &Config) -> impl Iterator<Item = (Target, &Listen, &Backend)> {
+fn targets_with_use(config: &Config) -> impl Iterator<Item = (Target, &Listen, Member<'_>)> {
     config.services.iter().flat_map(|service| uses(config, service))
 }
 

@@ -6,12 +6,14 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use lb_common::abi::BackendStats;
 
+use super::choices::STEPS;
 use super::state::{Outcome, State, ends_soon, target, uses};
+use crate::api::pools::{PoolRole, PoolStatus};
 use crate::api::types::{
-    BackendChecks, BackendStatus, CheckResult, Checks, FlowStatus, Flows, InterfaceStatus, ServiceState,
-    ServiceStatus, Status,
+    AdminState, BackendChecks, BackendStatus, CheckResult, Checks, FlowStatus, Flows, InterfaceStatus,
+    ServiceState, ServiceStatus, Status,
 };
-use crate::config::{Backend, Config, Service};
+use crate::config::{Backend, Config, Member, Pool, Role, Service};
 use crate::dataplane::desired::Verdicts as _;
 use crate::dataplane::flows::{Clock, Flow};
 use crate::dataplane::image::{Id, Image, address_from, server_port, serves};
@@ -48,7 +50,10 @@ pub fn status(sources: &Sources<'_>) -> Status {
 }
 
 /// Whether a service takes new connections.
-pub fn service_state(image: &Image, service: &Service) -> ServiceState {
+pub fn service_state(image: &Image, state: &State, service: &Service) -> ServiceState {
+    if !state.wishes.enabled(service) {
+        return ServiceState::Disabled;
+    }
     let active = service
         .listen
         .iter()
@@ -60,13 +65,15 @@ pub fn service_state(image: &Image, service: &Service) -> ServiceState {
 fn service_status(sources: &Sources<'_>, id: u32, service: &Service) -> ServiceStatus {
     let pool = &sources.config.pools[service.pool];
     let backends: Vec<BackendStatus> =
-        pool.backends.iter().map(|backend| backend_status(sources, service, backend)).collect();
+        sources.config.members(service).map(|member| backend_status(sources, service, &member)).collect();
     ServiceStatus {
         id,
         name: service.name.clone(),
-        state: service_state(sources.dataplane.image(), service),
+        state: service_state(sources.dataplane.image(), sources.state, service),
         listen: service.listen.iter().map(ToString::to_string).collect(),
         pool: pool.name.clone(),
+        pools: pool_states(sources, service, &backends),
+        pool_switches: sources.state.choices.switches(&service.name),
         forward: service.forward.to_string(),
         scheduler: service.scheduler.to_string(),
         flows: backends.iter().map(|b| b.flows).sum(),
@@ -76,9 +83,49 @@ fn service_status(sources: &Sources<'_>, id: u32, service: &Service) -> ServiceS
     }
 }
 
+/// The pools that listeners of a service hand new flows to.
+pub fn pools_in_use<'c>(config: &'c Config, state: &State, service: &Service) -> Vec<(Role, &'c Pool)> {
+    let uses = |role| service.listen.iter().any(|listen| state.choices.uses(service, listen, role));
+    roles(config, service).filter(|(role, _)| uses(*role)).collect()
+}
+
+fn roles<'c>(config: &'c Config, service: &Service) -> impl Iterator<Item = (Role, &'c Pool)> {
+    let pools = [(Role::Primary, Some(service.pool)), (Role::Backup, service.backup)];
+    pools.into_iter().filter_map(|(role, index)| Some((role, config.pools.get(index?)?)))
+}
+
+fn pool_states(sources: &Sources<'_>, service: &Service, backends: &[BackendStatus]) -> Vec<PoolStatus> {
+    let Sources { config, state, .. } = sources;
+    let used: Vec<Role> = pools_in_use(config, state, service).into_iter().map(|(role, _)| role).collect();
+    roles(config, service)
+        .map(|(role, pool)| {
+            let well = backends.iter().filter(|b| {
+                let well = b.health == Health::Up && b.admin == AdminState::Enabled && b.weight > 0;
+                b.pool == pool.name && well
+            });
+            PoolStatus {
+                name: pool.name.clone(),
+                role: if role == Role::Primary { PoolRole::Primary } else { PoolRole::Backup },
+                active: used.contains(&role) && state.wishes.enabled(service),
+                well: well.clone().count() as u64,
+                well_weight: well.map(|b| u64::from(b.weight)).sum(),
+                quorum: pool.quorum.weight,
+                hysteresis: pool.quorum.hysteresis,
+            }
+        })
+        .collect()
+}
+
+/// How much of its weight a backend has while its slow start goes on.
+fn ramp(state: &State, service: &Service, member: &Member<'_>) -> Option<u8> {
+    let steps = service.listen.iter().map(|listen| state.choices.steps(service, listen, member)).min()?;
+    (steps < STEPS).then(|| u8::try_from(steps * 100 / STEPS).unwrap_or(100))
+}
+
 /// A backend of a service stands in the maps once for each of the service's listeners; here they are one.
-fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -> BackendStatus {
-    let Sources { config, state, dataplane, .. } = sources;
+fn backend_status(sources: &Sources<'_>, service: &Service, member: &Member<'_>) -> BackendStatus {
+    let Sources { state, dataplane, .. } = sources;
+    let backend = member.backend;
     let ids = numbers(dataplane.image(), service, backend);
     let stats = ids.iter().map(|id| dataplane.maps().stats(*id).unwrap_or_default()).fold(
         BackendStats::default(),
@@ -90,11 +137,10 @@ fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -
             moved_away: sum.moved_away + s.moved_away,
         },
     );
-    let checked: Vec<_> =
-        service.listen.iter().filter_map(|listen| state.checked(config, service, listen, backend)).collect();
+    let checked: Vec<_> = service.listen.iter().filter_map(|listen| state.checked(listen, member)).collect();
     let listens = || service.listen.iter().filter(|listen| serves(service, listen, backend));
     // The worst of the ports that traffic goes to.
-    let healths: Vec<Health> = listens().map(|l| state.health(config, service, l, backend)).collect();
+    let healths: Vec<Health> = listens().map(|l| state.health(service, l, member)).collect();
     let health = [Health::Down, Health::Unknown]
         .into_iter()
         .find(|bad| healths.contains(bad))
@@ -108,8 +154,8 @@ fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -
         .listen
         .iter()
         .filter_map(|listen| {
-            let target = target(config, service, listen, backend)?;
-            let expires = state.checked(config, service, listen, backend)?.certificate_expires?;
+            let target = target(listen, member)?;
+            let expires = state.checked(listen, member)?.certificate_expires?;
             Some((ends_soon(&target, expires, now)?, expires))
         })
         .min();
@@ -120,7 +166,12 @@ fn backend_status(sources: &Sources<'_>, service: &Service, backend: &Backend) -
         name: backend.name.clone(),
         address: backend.address,
         port: backend.port,
-        weight: backend.weight,
+        weight: state.wishes.weight(service, backend),
+        configured_weight: state.wishes.by_hand(service, backend).weight.map(|_| backend.weight),
+        pool: member.pool.name.clone(),
+        priority: backend.priority,
+        standby: listens().count() > 0 && listens().all(|l| state.choices.stands_by(service, l, member)),
+        ramp_percent: ramp(state, service, member),
         health,
         admin: state.admin(service, backend),
         availability_percent: (checks > 0).then(|| checks_up as f64 * 100.0 / checks as f64),
@@ -148,8 +199,9 @@ pub fn checks(config: &Config, state: &State, service: Option<&str>) -> Checks {
     let mut backends: Vec<BackendChecks> = Vec::new();
     let mut known = BTreeSet::new();
     for s in config.services.iter().filter(|s| service.is_none_or(|wanted| wanted == s.name)) {
-        for (target, listen, backend) in uses(config, s) {
-            let checked = state.checked(config, s, listen, backend).cloned().unwrap_or_default();
+        for (target, listen, member) in uses(config, s) {
+            let backend = member.backend;
+            let checked = state.checked(listen, &member).cloned().unwrap_or_default();
             let shown = BackendChecks {
                 service: s.name.clone(),
                 backend: backend.name.clone(),
@@ -254,7 +306,7 @@ fn flow_status(image: &Image, clock: Clock, flow: &Flow) -> Option<FlowStatus> {
 pub fn no_such_backend(config: &Config, name: &str, service: Option<&str>) -> String {
     let services = config.services.iter().filter(|s| service.is_none_or(|wanted| wanted == s.name));
     let mut names: Vec<String> = services
-        .flat_map(|s| config.pools[s.pool].backends.iter().map(move |b| format!("{}/{}", s.name, b.name)))
+        .flat_map(|s| config.members(s).map(move |member| format!("{}/{}", s.name, member.backend.name)))
         .collect();
     names.dedup();
     match service {

@@ -21,7 +21,7 @@ use super::sync::FlowSync;
 use super::tracing::Tracing;
 use crate::api::types::{Event, EventKind, ServiceState};
 use crate::carp::task::Carp;
-use crate::config::Config;
+use crate::config::{Config, Member, Role};
 use crate::daemon::systemd;
 use crate::dataplane::flows::{Clock, Flow, Swept};
 use crate::dataplane::image::{Id, Server, server_port};
@@ -183,7 +183,7 @@ impl Control {
         let image = self.dataplane.image();
         let uses = self.config.services.iter().flat_map(|service| uses(&self.config, service));
         uses.filter(|(used, ..)| used == target)
-            .filter_map(|(_, listen, backend)| {
+            .filter_map(|(_, listen, Member { backend, .. })| {
                 let port = server_port(listen, backend);
                 Some(Server { listener: image.listener_at(listen)?, address: backend.address, port })
             })
@@ -194,7 +194,7 @@ impl Control {
     fn names(&self) -> BTreeMap<Target, Vec<Name>> {
         let mut names: BTreeMap<Target, Vec<Name>> = BTreeMap::new();
         for service in &self.config.services {
-            for (target, _, backend) in uses(&self.config, service) {
+            for (target, _, Member { backend, .. }) in uses(&self.config, service) {
                 names.entry(target).or_default().push((service.name.clone(), backend.name.clone()));
             }
         }
@@ -246,27 +246,53 @@ impl Control {
 
     pub(super) fn service_states(&self) -> BTreeMap<String, ServiceState> {
         let image = self.dataplane.image();
-        self.config.services.iter().map(|s| (s.name.clone(), status::service_state(image, s))).collect()
+        self.config
+            .services
+            .iter()
+            .map(|s| (s.name.clone(), status::service_state(image, &self.state, s)))
+            .collect()
     }
 
     pub(super) fn tell_services(&mut self, before: &BTreeMap<String, ServiceState>) {
         for (service, state) in self.service_states() {
             if before.get(&service) != Some(&state) {
-                info!(
-                    "service {service} is {}",
-                    if state == ServiceState::Active { "active" } else { "down" }
-                );
+                let word = match state {
+                    ServiceState::Active => "active",
+                    ServiceState::Down => "down",
+                    ServiceState::Disabled => "disabled",
+                };
+                info!("service {service} is {word}");
                 self.emit(EventKind::Service { service, state });
             }
         }
         self.demote_for_services();
     }
 
+    /// Services whose new flows go to other pools than before.
+    pub(super) fn tell_pools(&mut self) {
+        for name in self.state.choices.news() {
+            let Some(service) = self.config.services.iter().find(|one| one.name == name) else { continue };
+            if service.backup.is_none() {
+                continue;
+            }
+            let pools = status::pools_in_use(&self.config, &self.state, service);
+            let using: Vec<String> = pools.iter().map(|(_, pool)| pool.name.clone()).collect();
+            let backup = pools.iter().any(|(role, _)| *role == Role::Backup);
+            match using.as_slice() {
+                [] => warn!("service {name} has no pool that can be used"),
+                some => info!("service {name} uses {}", some.join(" and ")),
+            }
+            self.emit(EventKind::Pools { service: name, using, backup });
+        }
+    }
+
     fn tick(&mut self) {
         systemd::alive();
         self.dataplane.maps().heartbeat(monotonic_nanoseconds());
-        if self.behind {
+        if self.behind || self.state.choices.is_due(Instant::now()) {
+            let services = self.service_states();
             self.converge();
+            self.tell_services(&services);
         }
         self.follow_interfaces();
         self.neighbours.refresh();
@@ -309,7 +335,9 @@ impl Control {
         if found.is_empty() && !expired {
             return;
         }
+        let services = self.service_states();
         self.converge();
+        self.tell_services(&services);
         for (id, moved_away) in found {
             let image = self.dataplane.image();
             let Some(backend) = image.backends.get(&id) else { continue };

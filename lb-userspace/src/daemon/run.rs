@@ -203,8 +203,7 @@ fn give_up(pins: Pins) {
 /// Room for the configuration to grow to twice its size, and for small ones to grow a lot.
 fn geometry(config: &Config) -> Geometry {
     let listeners: usize = config.services.iter().map(|s| s.listen.len()).sum();
-    let backends: usize =
-        config.services.iter().map(|s| s.listen.len() * config.pools[s.pool].backends.len()).sum();
+    let backends: usize = config.services.iter().map(|s| s.listen.len() * config.members(s).count()).sum();
     let room = |wanted: usize, least: u32| {
         u32::try_from(wanted * 2)
             .unwrap_or(u32::MAX)

@@ -11,11 +11,11 @@ use lb_common::maglev;
 
 use super::Capacity;
 use super::image::{
-    BackendEntry, Id, Identity, Image, ListenerEntry, Server, SnatRange, Table, TableKind, TunnelSources,
-    server_port, serves,
+    BackendEntry, ByHand, Id, Identity, Image, ListenerEntry, Server, SnatRange, Table, TableKind,
+    TunnelSources, server_port, serves,
 };
 use crate::api::types::AdminState;
-use crate::config::{Backend, Config, Forward, Listen, OnDown, Pool, Protocol, Service};
+use crate::config::{Backend, Config, Forward, Listen, Member, OnDown, Protocol, Role, Service};
 use crate::health::Health;
 use numbers::{Numbers, ServerNumbers, server_numbers, service_numbers};
 use snat::SnatPlaces;
@@ -39,8 +39,28 @@ pub enum Unfit {
 
 /// What is known of the servers.
 pub trait Verdicts {
-    fn health(&self, config: &Config, service: &Service, listen: &Listen, backend: &Backend) -> Health;
+    fn health(&self, service: &Service, listen: &Listen, member: &Member<'_>) -> Health;
     fn admin(&self, service: &Service, backend: &Backend) -> AdminState;
+
+    /// What of it an operator has decided against the file.
+    fn by_hand(&self, service: &Service, backend: &Backend) -> ByHand {
+        ByHand { admin: self.admin(service, backend) != AdminState::Enabled, weight: None }
+    }
+
+    /// Whether an operator has enabled or disabled the service.
+    fn service_by_hand(&self, _service: &Service) -> Option<bool> {
+        None
+    }
+
+    /// The share of new flows, as far as it has it by now.
+    fn weight(&self, _service: &Service, _listen: &Listen, member: &Member<'_>) -> u16 {
+        member.backend.weight
+    }
+
+    /// Whether the listener hands new flows to others, or to nobody, instead.
+    fn stands_by(&self, _service: &Service, _listen: &Listen, member: &Member<'_>) -> bool {
+        member.role == Role::Backup
+    }
 
     /// Whether the packet path found the server silent.
     fn suspects(&self, _server: &Server) -> bool {
@@ -114,16 +134,17 @@ impl<'a> Draft<'a> {
     fn image(mut self, verdicts: &impl Verdicts) -> Result<Image, Unfit> {
         let services = service_numbers(self.config, self.previous);
         for (service, number) in self.config.services.iter().zip(services) {
-            let pool = &self.config.pools[service.pool];
+            let pool: Vec<Member<'_>> = self.config.members(service).collect();
             let ids: Vec<Id> = service
                 .listen
                 .iter()
                 .map(|listen| self.listener_id(service, listen))
                 .collect::<Result<_, _>>()?;
-            let servers = self.server_numbers(service, number, pool, &ids);
+            let servers = self.server_numbers(service, number, &pool, &ids);
             for (listen, &id) in service.listen.iter().zip(&ids) {
                 let mut members = BTreeMap::new();
-                for (backend, &server_number) in pool.backends.iter().zip(&servers) {
+                for (member, &server_number) in pool.iter().zip(&servers) {
+                    let backend = member.backend;
                     if !serves(service, listen, backend) {
                         continue;
                     }
@@ -136,11 +157,14 @@ impl<'a> Draft<'a> {
                         number: server_number,
                         forward: service.forward,
                         gue_port: if service.forward == Forward::Gue { service.gue_port } else { 0 },
-                        weight: backend.weight,
-                        health: verdicts.health(self.config, service, listen, backend),
+                        weight: verdicts.weight(service, listen, member),
+                        health: verdicts.health(service, listen, member),
                         admin: verdicts.admin(service, backend),
-                        reset_when_down: pool.on_down == OnDown::Reset && listen.protocol == Protocol::Tcp,
+                        by_hand: verdicts.by_hand(service, backend),
+                        reset_when_down: member.pool.on_down == OnDown::Reset
+                            && listen.protocol == Protocol::Tcp,
                         suspect: verdicts.suspects(&server),
+                        standby: verdicts.stands_by(service, listen, member),
                         reverse: false,
                         vip: BackendEntry::short_vip(listen, service.forward, &server),
                         next: 0,
@@ -154,7 +178,8 @@ impl<'a> Draft<'a> {
                     }
                     self.image.backends.insert(backend_id, entry);
                 }
-                let entry = self.listener(service, number, listen, id, members)?;
+                let mut entry = self.listener(service, number, listen, id, members)?;
+                entry.by_hand = verdicts.service_by_hand(service);
                 self.image.listeners.insert(id, entry);
             }
         }
@@ -188,6 +213,8 @@ impl<'a> Draft<'a> {
             sticky_ticks: service.sticky.map_or(0, |time| pace.ticks(time)),
             snat: self.snat_range(service, listen)?,
             scheduler: service.scheduler,
+            by_hand: None,
+            when_empty: service.when_empty,
             table: Table { kind: TableKind::of(service.scheduler), size, members },
             next: 0,
         })
@@ -221,7 +248,7 @@ impl<'a> Draft<'a> {
             return Ok(*id);
         }
         self.backend_numbers.next().ok_or_else(|| {
-            let of = |s: &Service| s.listen.len() * self.config.pools[s.pool].backends.len();
+            let of = |s: &Service| s.listen.len() * self.config.members(s).count();
             Unfit::TooMany {
                 what: "backends",
                 wanted: self.config.services.iter().map(of).sum(),
@@ -230,8 +257,8 @@ impl<'a> Draft<'a> {
         })
     }
 
-    /// The number of each backend of the pool within the service: the one it had behind any of the listeners.
-    fn server_numbers(&self, service: &Service, number: u32, pool: &Pool, ids: &[Id]) -> Vec<u32> {
+    /// The number of each backend within the service: the one it had behind any of the listeners.
+    fn server_numbers(&self, service: &Service, number: u32, pool: &[Member<'_>], ids: &[Id]) -> Vec<u32> {
         let known = |backend: &Backend| {
             service.listen.iter().zip(ids).find_map(|(listen, &listener)| {
                 let old = self.previous.listeners.get(&listener)?;
@@ -244,7 +271,7 @@ impl<'a> Draft<'a> {
         let mut numbers = ServerNumbers::new(self.server_numbers.get(&number).cloned().unwrap_or_default());
         // First those that have one, so that no new one takes it.
         let kept: Vec<Option<u32>> =
-            pool.backends.iter().map(|b| known(b).filter(|number| numbers.claim(*number))).collect();
+            pool.iter().map(|member| known(member.backend).filter(|number| numbers.claim(*number))).collect();
         kept.into_iter().map(|number| number.unwrap_or_else(|| numbers.next())).collect()
     }
 }

@@ -14,7 +14,7 @@ use lb_common::maglev::{self, Candidate};
 
 use super::endpoints::Endpoint;
 use crate::api::types::AdminState;
-use crate::config::{self, Forward, Listen, Protocol, Scheduler, Service};
+use crate::config::{self, Forward, Listen, Protocol, Scheduler, Service, WhenEmpty};
 use crate::health::Health;
 
 /// Number of a listener in `LISTENERS`, of a backend in `BACKENDS`. Never 0.
@@ -127,6 +127,10 @@ pub struct ListenerEntry {
     /// With [`Forward::Snat`].
     pub snat: Option<SnatRange>,
     pub scheduler: Scheduler,
+    /// Whether its service was enabled, or disabled, by hand: for the next daemon.
+    pub by_hand: Option<bool>,
+    /// What becomes of new flows while the table is empty.
+    pub when_empty: WhenEmpty,
     pub table: Table,
     /// The next listener at the same chained endpoint; 0 after the last.
     pub next: Id,
@@ -208,10 +212,13 @@ pub struct BackendEntry {
     pub weight: u16,
     pub health: Health,
     pub admin: AdminState,
+    pub by_hand: ByHand,
     /// Its established connections are reset while it is down.
     pub reset_when_down: bool,
     /// The packet path found it silent: no new flows for now.
     pub suspect: bool,
+    /// Its listener uses others, or nobody: no new flows for now.
+    pub standby: bool,
     /// Its flows have a second record for their way back.
     pub reverse: bool,
     /// Where its listener listens, if known flows may take the short way: from one port to one port, without another
@@ -219,6 +226,15 @@ pub struct BackendEntry {
     pub vip: Option<Listen>,
     /// The next backend at the same chained endpoint; 0 after the last.
     pub next: Id,
+}
+
+/// What an operator has decided against the file: for the next daemon, which reads another file perhaps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByHand {
+    /// The admin state is the operator's.
+    pub admin: bool,
+    /// The weight that the operator has given.
+    pub weight: Option<u16>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -370,6 +386,16 @@ impl ListenerEntry {
         if self.sticky_ticks != 0 {
             flags = flags.with(ListenerFlags::STICKY);
         }
+        match self.when_empty {
+            WhenEmpty::Drop => {}
+            WhenEmpty::Reset => flags = flags.with(ListenerFlags::REFUSE_WHEN_EMPTY),
+            WhenEmpty::Pass => flags = flags.with(ListenerFlags::PASS_WHEN_EMPTY),
+        }
+        match self.by_hand {
+            Some(true) => flags = flags.with(ListenerFlags::ENABLED_BY_HAND),
+            Some(false) => flags = flags.with(ListenerFlags::DISABLED_BY_HAND),
+            None => {}
+        }
         let snat = self.snat.unwrap_or(SnatRange { first: 0, count: 0, first_port: 0, last_port: 0 });
         Listener {
             table,
@@ -415,7 +441,11 @@ impl BackendEntry {
 
     /// Whether new flows may go to it.
     pub fn takes_new_flows(&self) -> bool {
-        self.health == Health::Up && self.admin == AdminState::Enabled && self.weight > 0 && !self.suspect
+        self.health == Health::Up
+            && self.admin == AdminState::Enabled
+            && self.weight > 0
+            && !self.suspect
+            && !self.standby
     }
 
     pub fn flags(&self) -> BackendFlags {
@@ -443,11 +473,14 @@ impl BackendEntry {
                 Health::Down => 2,
             },
             listener: self.server.listener,
-            admin: match self.admin {
-                AdminState::Enabled => 0,
-                AdminState::Draining => 1,
-                AdminState::Disabled => 2,
+            admin: match (self.admin, self.by_hand.admin) {
+                (AdminState::Enabled, false) => 0,
+                (AdminState::Draining, _) => 1,
+                (AdminState::Disabled, true) => 2,
+                (AdminState::Disabled, false) => 3,
+                (AdminState::Enabled, true) => 4,
             },
+            weight_by_hand: self.by_hand.weight.map_or(0, |weight| weight.saturating_add(1)),
             mode: self.forward.mode(),
             weight: self.weight,
             next: self.next,

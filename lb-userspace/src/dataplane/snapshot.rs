@@ -13,12 +13,12 @@ use log::warn;
 
 use super::endpoints::Endpoint;
 use super::image::{
-    BackendEntry, Id, Image, ListenerEntry, Pace, Server, SnatRange, Table, TableKind, TunnelSources,
+    BackendEntry, ByHand, Id, Image, ListenerEntry, Pace, Server, SnatRange, Table, TableKind, TunnelSources,
     address_from,
 };
 use super::{ApplyError, Maps};
 use crate::api::types::AdminState;
-use crate::config::{Forward, Listen, Protocol, Scheduler};
+use crate::config::{Forward, Listen, Protocol, Scheduler, WhenEmpty};
 use crate::health::Health;
 
 /// Maps that can be read back.
@@ -97,6 +97,13 @@ fn listener(maps: &impl Readable, id: Id, record: &Listener, mode: Option<Forwar
         first_port: record.snat_port,
         last_port: record.snat_last_port,
     };
+    let by_hand = [(ListenerFlags::ENABLED_BY_HAND, true), (ListenerFlags::DISABLED_BY_HAND, false)];
+    let by_hand = by_hand.into_iter().find(|(flag, _)| record.flags.has(*flag)).map(|(_, enabled)| enabled);
+    let when_empty = match record.flags {
+        flags if flags.has(ListenerFlags::PASS_WHEN_EMPTY) => WhenEmpty::Pass,
+        flags if flags.has(ListenerFlags::REFUSE_WHEN_EMPTY) => WhenEmpty::Reset,
+        _ => WhenEmpty::Drop,
+    };
     let forward = mode.unwrap_or(if snat.last_port == 0 { Forward::Nat } else { Forward::Snat });
     Some(ListenerEntry {
         service: maps.service_name(id),
@@ -114,13 +121,15 @@ fn listener(maps: &impl Readable, id: Id, record: &Listener, mode: Option<Forwar
         sticky_ticks: if record.flags.has(ListenerFlags::STICKY) { record.sticky_ticks } else { 0 },
         snat: (forward == Forward::Snat).then_some(snat),
         scheduler,
+        when_empty,
+        by_hand,
         table: Table { kind: TableKind::of(scheduler), size: record.table.size(), members: BTreeMap::new() },
         next: record.next,
     })
 }
 
 fn backend(maps: &impl Readable, id: Id, record: &Backend) -> Option<BackendEntry> {
-    Some(BackendEntry {
+    let mut entry = BackendEntry {
         name: maps.backend_name(id),
         server: Server {
             listener: record.listener,
@@ -138,16 +147,24 @@ fn backend(maps: &impl Readable, id: Id, record: &Backend) -> Option<BackendEntr
         },
         admin: match record.admin {
             1 => AdminState::Draining,
-            2 => AdminState::Disabled,
+            2 | 3 => AdminState::Disabled,
             _ => AdminState::Enabled,
+        },
+        by_hand: ByHand {
+            admin: matches!(record.admin, 1 | 2 | 4),
+            weight: record.weight_by_hand.checked_sub(1),
         },
         // Known only while it is down; wrong otherwise, and written anew then.
         reset_when_down: record.flags.has(BackendFlags::RESET),
         suspect: false,
+        standby: false,
         reverse: record.flags.has(BackendFlags::REVERSE),
         vip: short_vip(record),
         next: record.next,
-    })
+    };
+    // Or it was suspected of silence, which the next daemon does not hold against it.
+    entry.standby = entry.takes_new_flows() && !record.flags.has(BackendFlags::IN_TABLE);
+    Some(entry)
 }
 
 fn short_vip(record: &Backend) -> Option<Listen> {

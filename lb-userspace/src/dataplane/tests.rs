@@ -10,7 +10,7 @@ use lb_common::env::{Reach, Route};
 use lb_common::maglev::SIZES;
 use proptest::prelude::*;
 
-use super::image::{TableKind, address_from};
+use super::image::{BackendEntry, TableKind, address_from};
 use super::memory::Memory;
 use super::plan::{Op, plan};
 use super::worlds::{CAPACITY, World, ends, listens, world};
@@ -234,6 +234,8 @@ fn known_at_a_restart(image: &Image) -> Image {
     }
     for backend in image.backends.values_mut() {
         backend.reset_when_down &= backend.health == crate::health::Health::Down;
+        // Of others it makes no difference.
+        backend.standby &= BackendEntry { standby: false, ..backend.clone() }.takes_new_flows();
     }
     image
 }

@@ -11,11 +11,11 @@ use proptest::prelude::*;
 
 use super::Capacity;
 use super::desired::{Verdicts, desired};
-use super::image::{BackendEntry, Id, Image, ListenerEntry, Server, Table, TableKind, serves};
+use super::image::{BackendEntry, ByHand, Id, Image, ListenerEntry, Server, Table, TableKind, serves};
 use crate::api::types::AdminState;
 use crate::config::{
-    Backend, Config, Control, Flows, Forward, Listen, OnDown, Pool, Protocol, Scheduler, Service, Snat,
-    Tunnel, XdpMode,
+    Backend, Config, Control, Flows, Forward, Listen, Member, OnDown, Pool, Protocol, Quorum, Role,
+    Scheduler, Service, Snat, Tunnel, WhenEmpty, XdpMode,
 };
 use crate::health::Health;
 
@@ -57,6 +57,13 @@ pub struct World {
 }
 
 impl World {
+    /// Something that differs between backends, and between worlds.
+    fn chance(&self, service: &Service, backend: &Backend) -> usize {
+        let server = backend.name.bytes().last().map_or(0, usize::from);
+        let state = self.admin[service.listen.len() % self.admin.len()] as usize;
+        server + state + service.name.len()
+    }
+
     /// The image for it, after `previous`.
     pub fn image(&self, previous: &Image) -> Image {
         desired(&self.config, self, previous, CAPACITY).expect("it fits")
@@ -64,14 +71,35 @@ impl World {
 }
 
 impl Verdicts for World {
-    fn health(&self, _: &Config, _: &Service, listen: &Listen, backend: &Backend) -> Health {
-        let server = SERVERS.iter().position(|s| backend.address == address(s)).unwrap_or(0);
+    fn health(&self, _: &Service, listen: &Listen, member: &Member<'_>) -> Health {
+        let server = SERVERS.iter().position(|s| member.backend.address == address(s)).unwrap_or(0);
         self.health[(server + usize::from(listen.port)) % self.health.len()]
     }
 
     fn admin(&self, service: &Service, backend: &Backend) -> AdminState {
         let server = backend.name.bytes().last().map_or(0, usize::from);
         self.admin[(service.name.len() + server) % self.admin.len()]
+    }
+
+    fn by_hand(&self, service: &Service, backend: &Backend) -> ByHand {
+        let admin = self.admin(service, backend);
+        // Nobody but an operator drains.
+        let by_operator = admin == AdminState::Draining || self.chance(service, backend).is_multiple_of(2);
+        ByHand { admin: by_operator, weight: (backend.weight != 1).then_some(backend.weight) }
+    }
+
+    fn service_by_hand(&self, service: &Service) -> Option<bool> {
+        [None, Some(true), Some(false)][self.health.len().min(service.listen.len()) % 3]
+    }
+
+    fn weight(&self, service: &Service, _: &Listen, member: &Member<'_>) -> u16 {
+        // Some have a part of it only.
+        let rising = member.role == Role::Primary && self.chance(service, member.backend).is_multiple_of(3);
+        if rising { member.backend.weight.div_ceil(2) } else { member.backend.weight }
+    }
+
+    fn stands_by(&self, service: &Service, listen: &Listen, member: &Member<'_>) -> bool {
+        (self.chance(service, member.backend) + usize::from(listen.port)).is_multiple_of(5)
     }
 }
 
@@ -113,6 +141,8 @@ pub fn listener(listen: Listen, members: impl IntoIterator<Item = Id>) -> Listen
         sticky_ticks: 0,
         snat: None,
         scheduler: Scheduler::Maglev,
+        by_hand: None,
+        when_empty: WhenEmpty::Drop,
         table: Table { kind: TableKind::Maglev, size: 131, members },
         next: 0,
     }
@@ -129,8 +159,10 @@ pub fn server(listener: Id, address: IpAddr) -> BackendEntry {
         weight: 1,
         health: Health::Up,
         admin: AdminState::Enabled,
+        by_hand: ByHand::default(),
         reset_when_down: true,
         suspect: false,
+        standby: false,
         reverse: false,
         vip: None,
         next: 0,
@@ -145,6 +177,8 @@ fn backend() -> impl Strategy<Value = Backend> {
         address: address(SERVERS[server]),
         port,
         weight,
+        priority: 0,
+        enabled: true,
     })
 }
 
@@ -153,8 +187,19 @@ fn pool() -> impl Strategy<Value = Pool> {
     (prop::collection::vec(backend(), 1..5), on_down).prop_map(|(mut backends, on_down)| {
         let mut seen = BTreeSet::new();
         backends.retain(|b| seen.insert(b.address));
-        Pool { name: String::new(), check: None, on_down, backends }
+        Pool { check: None, on_down, backends, ..empty_pool() }
     })
+}
+
+fn empty_pool() -> Pool {
+    Pool {
+        name: String::new(),
+        check: None,
+        on_down: OnDown::Keep,
+        quorum: Quorum::default(),
+        slow_start: Duration::ZERO,
+        backends: Vec::new(),
+    }
 }
 
 fn forward() -> impl Strategy<Value = Forward> {
@@ -178,8 +223,8 @@ fn snat() -> impl Strategy<Value = Snat> {
     })
 }
 
-/// The VIPs by number, the pool, and the rest.
-fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Service)> {
+/// The VIPs by number, the pool, its backup, and the rest.
+fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Option<Pool>, Service)> {
     let timeout = prop_oneof![Just(600), Just(30)].prop_map(Duration::from_secs);
     let scheduler = prop_oneof![
         4 => Just(Scheduler::Maglev),
@@ -189,11 +234,14 @@ fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Service)> {
         2 => Just(Scheduler::LeastConnections)
     ];
     let sticky = prop::option::weighted(0.4, prop_oneof![Just(60), Just(3600)].prop_map(Duration::from_secs));
-    let rest = (timeout, scheduler, any::<bool>(), forward(), snat(), sticky).prop_map(
-        |(session_timeout, scheduler, second_chance, forward, snat, sticky)| Service {
+    let when_empty = prop_oneof![Just(WhenEmpty::Drop), Just(WhenEmpty::Reset), Just(WhenEmpty::Pass)];
+    let rest = (timeout, scheduler, any::<bool>(), forward(), snat(), sticky, when_empty).prop_map(
+        |(session_timeout, scheduler, second_chance, forward, snat, sticky, when_empty)| Service {
             name: String::new(),
             listen: Vec::new(),
             pool: 0,
+            backup: None,
+            backup_hold: Duration::ZERO,
             forward,
             scheduler,
             second_chance,
@@ -202,9 +250,11 @@ fn service() -> impl Strategy<Value = (BTreeSet<usize>, Pool, Service)> {
             new_flow_limit: 100_000,
             snat: Some(snat).filter(|_| forward == Forward::Snat),
             gue_port: 6080,
+            enabled: true,
+            when_empty,
         },
     );
-    (prop::collection::btree_set(0..VIPS.len(), 1..5), pool(), rest)
+    (prop::collection::btree_set(0..VIPS.len(), 1..5), pool(), prop::option::of(pool()), rest)
 }
 
 /// Whether some packet belongs to both.
@@ -217,7 +267,7 @@ fn config() -> impl Strategy<Value = Config> {
     prop::collection::vec(service(), 1..=SERVICES.len()).prop_map(|parts| {
         let mut vips: Vec<Listen> = Vec::new();
         let (mut pools, mut services) = (Vec::new(), Vec::new());
-        for (name, (numbers, mut pool, rest)) in SERVICES.into_iter().zip(parts) {
+        for (name, (numbers, mut pool, backup, rest)) in SERVICES.into_iter().zip(parts) {
             let mut listen: Vec<Listen> = Vec::new();
             for one in numbers.into_iter().filter_map(|number| listens().nth(number)) {
                 let served = pool.backends.iter().any(|backend| serves(&rest, &one, backend));
@@ -227,8 +277,17 @@ fn config() -> impl Strategy<Value = Config> {
                 }
             }
             name.clone_into(&mut pool.name);
-            services.push(Service { name: name.to_owned(), listen, pool: pools.len(), ..rest });
+            // What is in the pool already is left out.
+            let spare = |mut spare: Pool| {
+                spare.backends.retain(|one| pool.backends.iter().all(|known| known.address != one.address));
+                (!spare.backends.is_empty()).then_some(spare)
+            };
+            let backup = backup.and_then(spare);
+            let index = pools.len();
+            let second = backup.is_some().then_some(index + 1);
+            services.push(Service { name: name.to_owned(), listen, pool: index, backup: second, ..rest });
             pools.push(pool);
+            pools.extend(backup);
         }
         Config {
             cluster: crate::config::Cluster::default(),

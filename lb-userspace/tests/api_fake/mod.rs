@@ -11,6 +11,7 @@ use lb_userspace::api::explain::{
     Carries, Choice, ExplainedBackend, ExplainedFlow, ExplainedHop, ExplainedListener, ExplainedPacket,
     Explanation, Question, Reached, flag_names,
 };
+use lb_userspace::api::pools::{ChangedWeight, PoolRole, PoolStatus, ServiceChange, WeightChange};
 use lb_userspace::api::sync::SyncStatus;
 use lb_userspace::api::trace::TraceLine;
 use lb_userspace::api::types::{
@@ -121,6 +122,12 @@ async fn answer(mut inbox: mpsc::Receiver<Request>, reload: Arc<Mutex<Result<u64
             Request::SetAdmin { backend, service, state, reply } => {
                 drop(reply.send(set_admin(&backend, service.as_deref(), state)));
             }
+            Request::SetWeight { backend, service, weight, reply } => {
+                drop(reply.send(set_weight(&backend, service.as_deref(), weight)));
+            }
+            Request::SetService { service, enabled, reply } => {
+                drop(reply.send(set_service(service, enabled)));
+            }
             Request::Reload(reply) => {
                 let outcome = reload.lock().expect("the outcome").clone();
                 let outcome = outcome.map(|operations| ReloadOutcome { operations });
@@ -143,6 +150,11 @@ fn backend(id: u32, name: &str, address: &str, port: Option<u16>) -> BackendStat
         address: address.parse().expect("an address"),
         port,
         weight: 1,
+        configured_weight: None,
+        pool: (if id < 5 { "mx" } else { "dns" }).to_owned(),
+        priority: 0,
+        standby: false,
+        ramp_percent: None,
         health: Health::Up,
         admin: AdminState::Enabled,
         availability_percent: Some(99.95),
@@ -161,6 +173,18 @@ fn backend(id: u32, name: &str, address: &str, port: Option<u16>) -> BackendStat
     }
 }
 
+fn pool(name: &str, role: PoolRole, well: u64) -> PoolStatus {
+    PoolStatus {
+        name: name.to_owned(),
+        role,
+        active: well > 0,
+        well,
+        well_weight: well,
+        quorum: 1,
+        hysteresis: 0,
+    }
+}
+
 pub fn status() -> Status {
     let mail = ServiceStatus {
         id: 1,
@@ -168,13 +192,18 @@ pub fn status() -> Status {
         state: ServiceState::Active,
         listen: vec!["203.0.113.10:25/tcp".to_owned(), "[2001:db8::10]:25/tcp".to_owned()],
         pool: "mx".to_owned(),
+        pools: vec![
+            pool("mx", PoolRole::Primary, 1),
+            PoolStatus { active: false, ..pool("spool", PoolRole::Backup, 1) },
+        ],
+        pool_switches: 2,
         forward: "nat".to_owned(),
         scheduler: "maglev".to_owned(),
         flows: 14,
         packets: 51_334,
         bytes: 33_423_360,
         backends: vec![
-            backend(1, "mx1", "198.51.100.11", None),
+            BackendStatus { ramp_percent: Some(30), ..backend(1, "mx1", "198.51.100.11", None) },
             BackendStatus {
                 health: Health::Down,
                 availability_percent: Some(71.5),
@@ -183,6 +212,7 @@ pub fn status() -> Status {
                 last_check_millis: Some(2000),
                 flows: 0,
                 weight: 2,
+                configured_weight: Some(1),
                 ..backend(2, "mx2", "198.51.100.12", Some(2525))
             },
             BackendStatus {
@@ -196,6 +226,11 @@ pub fn status() -> Status {
                 last_error: Some("timed out".to_owned()),
                 ..backend(4, "mx4", "198.51.100.14", None)
             },
+            BackendStatus {
+                standby: true,
+                pool: "spool".to_owned(),
+                ..backend(7, "spool1", "198.51.100.20", None)
+            },
         ],
     };
     let dns = ServiceStatus {
@@ -204,6 +239,8 @@ pub fn status() -> Status {
         state: ServiceState::Down,
         listen: vec!["203.0.113.10:53/udp".to_owned()],
         pool: "dns".to_owned(),
+        pools: vec![pool("dns", PoolRole::Primary, 0)],
+        pool_switches: 0,
         flows: 0,
         packets: 0,
         bytes: 0,
@@ -513,6 +550,25 @@ fn set_admin(backend: &str, service: Option<&str>, state: AdminState) -> Result<
     Ok(BackendChange { state, backends })
 }
 
+fn set_weight(backend: &str, service: Option<&str>, weight: Option<u16>) -> Result<WeightChange, Refusal> {
+    let backends = set_admin(backend, service, AdminState::Enabled)?.backends.into_iter();
+    let configured_weight = weight.map(|_| 1);
+    let change = |backend| ChangedWeight {
+        backend,
+        weight: weight.unwrap_or(1),
+        configured_weight,
+        changed: configured_weight.is_some(),
+    };
+    Ok(WeightChange { backends: backends.map(change).collect() })
+}
+
+fn set_service(service: String, enabled: bool) -> Result<ServiceChange, Refusal> {
+    let Some(known) = status().services.into_iter().find(|known| known.name == service) else {
+        return Err(Refusal::NotFound(format!("there is no service {service}; there is mail, dns")));
+    };
+    Ok(ServiceChange { service, enabled, changed: (known.state != ServiceState::Disabled) != enabled })
+}
+
 /// One event of each kind.
 pub fn events() -> Vec<Event> {
     let (service, backend) = ("mail".to_owned(), "mx2".to_owned());
@@ -535,6 +591,12 @@ pub fn events() -> Vec<Event> {
             expires: 1_767_657_600.0,
             days: 4,
         },
+        EventKind::Pools { service: service.clone(), using: vec!["spool".to_owned()], backup: true },
+        EventKind::Pools { service: service.clone(), using: Vec::new(), backup: false },
+        EventKind::Pools { service: service.clone(), using: vec!["mx".to_owned()], backup: false },
+        EventKind::Weight { service: service.clone(), backend: backend.clone(), weight: 2, by_hand: true },
+        EventKind::Weight { service: service.clone(), backend: backend.clone(), weight: 1, by_hand: false },
+        EventKind::Service { service: service.clone(), state: ServiceState::Disabled },
         EventKind::Admin { service, backend, state: AdminState::Draining },
         EventKind::Reload { operations: 1 },
         EventKind::ReloadRefused {

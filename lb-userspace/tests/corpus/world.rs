@@ -13,7 +13,7 @@ use lb_common::env::{Reach, Route};
 use lb_common::hash::{FlowHash, HashKey, flow4, flow6, ports};
 use lb_common::packet::eth::Macs;
 use lb_userspace::api::types::AdminState;
-use lb_userspace::config::{self, Backend, Config, Listen, Service};
+use lb_userspace::config::{self, Backend, Config, Listen, Member, Service};
 use lb_userspace::dataplane::Capacity;
 use lb_userspace::dataplane::desired::Verdicts;
 use lb_userspace::dataplane::image::address_bytes;
@@ -472,8 +472,8 @@ impl Known<'_> {
 }
 
 impl Verdicts for Known<'_> {
-    fn health(&self, _: &Config, _: &Service, _: &Listen, backend: &Backend) -> Health {
-        match self.of(backend) {
+    fn health(&self, _: &Service, _: &Listen, member: &Member<'_>) -> Health {
+        match self.of(member.backend) {
             State::Down => Health::Down,
             State::Unknown => Health::Unknown,
             State::Up | State::Draining | State::Disabled => Health::Up,

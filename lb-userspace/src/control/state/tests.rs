@@ -31,8 +31,10 @@ fn parsed(text: &str) -> Config {
     }
 }
 
-fn name(service: &str, backend: &str) -> Name {
-    (service.to_owned(), backend.to_owned())
+/// True when it is something new.
+fn set_admin(state: &mut State, config: &Config, (service, name): (&str, &str), admin: AdminState) -> bool {
+    let service = config.services.iter().find(|one| one.name == service).unwrap();
+    state.wishes.set_admin(service, config.backend(service, name).unwrap(), admin)
 }
 
 fn image(config: &Config, state: &State) -> Image {
@@ -59,9 +61,10 @@ fn verdicts(config: &Config, state: &State) -> Vec<(String, u16, Health, AdminSt
     let mut all = Vec::new();
     for service in &config.services {
         for listen in &service.listen {
-            for backend in &config.pools[service.pool].backends {
-                let health = state.health(config, service, listen, backend);
-                all.push((backend.name.clone(), listen.port, health, state.admin(service, backend)));
+            for member in config.members(service) {
+                let health = state.health(service, listen, &member);
+                let admin = state.admin(service, member.backend);
+                all.push((member.backend.name.clone(), listen.port, health, admin));
             }
         }
     }
@@ -78,15 +81,16 @@ fn a_server_is_judged_port_by_port() {
     let health: Vec<_> = verdicts(&config, &state).into_iter().map(|(.., health, _)| health).collect();
     // mail 25: mx1, mx2; mail 587: mx1, mx2; web, which has no check and is taken as up.
     assert_eq!(health, [Health::Up, Health::Unknown, Health::Down, Health::Unknown, Health::Up]);
-    let (service, backend) = (&config.services[0], &config.pools[0].backends[0]);
-    let checked = state.checked(&config, service, &service.listen[1], backend).unwrap();
+    let service = &config.services[0];
+    let mx1 = config.members(service).next().unwrap();
+    let checked = state.checked(&service.listen[1], &mx1).unwrap();
     assert_eq!((checked.checks, checked.checks_up), (2, 0));
     assert_eq!(checked.last_error, Some(CheckError::Refused));
     assert!(state.report(&report(&config, "198.51.100.11", 587, Health::Up)));
-    let checked = state.checked(&config, service, &service.listen[1], backend).unwrap();
+    let checked = state.checked(&service.listen[1], &mx1).unwrap();
     assert_eq!((checked.checks, checked.checks_up, checked.last_error.as_ref()), (3, 1, None));
     let web = &config.services[1];
-    assert!(state.checked(&config, web, &web.listen[0], &config.pools[web.pool].backends[0]).is_none());
+    assert!(state.checked(&web.listen[0], &config.members(web).next().unwrap()).is_none());
 }
 
 #[test]
@@ -96,8 +100,8 @@ fn a_new_daemon_knows_what_the_old_one_knew() {
     state.report(&report(&config, "198.51.100.11", 25, Health::Up));
     state.report(&report(&config, "198.51.100.12", 25, Health::Down));
     state.report(&report(&config, "198.51.100.12", 587, Health::Up));
-    state.set_admin(name("mail", "mx2"), AdminState::Draining);
-    state.set_admin(name("web", "198.51.100.21"), AdminState::Disabled);
+    set_admin(&mut state, &config, ("mail", "mx2"), AdminState::Draining);
+    set_admin(&mut state, &config, ("web", "198.51.100.21"), AdminState::Disabled);
 
     let restored = State::restore(&config, &image(&config, &state));
     assert_eq!(verdicts(&config, &restored), verdicts(&config, &state));
@@ -105,11 +109,54 @@ fn a_new_daemon_knows_what_the_old_one_knew() {
 }
 
 #[test]
+fn a_new_daemon_knows_what_was_set_by_hand_and_what_the_file_said() {
+    let disabled = BASE.replace("\"198.51.100.12\" }", "\"198.51.100.12\", enabled = false }");
+    let config = parsed(&disabled.replace("\"203.0.113.10:80\"", "\"203.0.113.10:80\"\n    enabled = false"));
+    let mut state = State::default();
+    let (mail, web) = (&config.services[0], &config.services[1]);
+    let [mx1, mx2] = config.pools[0].backends.as_slice() else { panic!() };
+    assert!(state.wishes.set_weight(mail, mx1, Some(0)) && state.wishes.set_enabled(mail, false));
+    let restored = State::restore(&config, &image(&config, &state));
+    assert_eq!(restored.wishes.weight(mail, mx1), 0);
+    assert_eq!((restored.wishes.enabled(mail), restored.wishes.enabled(web)), (false, false));
+    assert_eq!(restored.wishes.service_by_hand(web), None);
+    assert_eq!(restored.wishes.admin(mail, mx2), AdminState::Disabled);
+    // With a file that has them enabled, only what was set by hand stays.
+    let plain = parsed(BASE);
+    let restored = State::restore(&plain, &image(&config, &state));
+    let (mail, web) = (&plain.services[0], &plain.services[1]);
+    let [mx1, mx2] = plain.pools[0].backends.as_slice() else { panic!() };
+    assert_eq!((restored.wishes.weight(mail, mx1), restored.wishes.weight(mail, mx2)), (0, 1));
+    assert_eq!((restored.wishes.enabled(mail), restored.wishes.enabled(web)), (false, true));
+    assert_eq!(restored.wishes.admin(mail, mx2), AdminState::Enabled);
+    // What was enabled against the file stays so with the same file.
+    assert!(set_admin(&mut state, &config, ("mail", "mx2"), AdminState::Enabled));
+    let restored = State::restore(&config, &image(&config, &state));
+    assert_eq!(restored.admin(&config.services[0], &config.pools[0].backends[1]), AdminState::Enabled);
+}
+
+#[test]
+fn a_disabled_service_has_nobody_in_its_tables() {
+    let config = parsed(BASE);
+    let mut state = State::default();
+    state.report(&report(&config, "198.51.100.11", 25, Health::Up));
+    let members = |state: &State| -> usize {
+        image(&config, state).listeners.values().map(|listener| listener.table.members.len()).sum()
+    };
+    assert_eq!(members(&state), 2);
+    assert!(state.wishes.set_enabled(&config.services[0], false));
+    assert_eq!(members(&state), 1);
+    assert!(state.wishes.set_enabled(&config.services[1], false));
+    assert_eq!(members(&state), 0);
+    assert!(image(&config, &state).backends.values().all(|backend| !backend.takes_new_flows()));
+}
+
+#[test]
 fn a_new_daemon_with_another_file_keeps_what_still_means_something() {
     let before = parsed(BASE);
     let mut state = State::default();
     state.report(&report(&before, "198.51.100.11", 25, Health::Up));
-    state.set_admin(name("mail", "mx1"), AdminState::Draining);
+    set_admin(&mut state, &before, ("mail", "mx1"), AdminState::Draining);
     let left = image(&before, &state);
 
     // Another check of the same server: its last state stands until the first result.
@@ -148,9 +195,9 @@ fn what_is_no_longer_configured_is_forgotten() {
     let mut state = State::default();
     state.report(&report(&config, "198.51.100.11", 25, Health::Up));
     state.report(&report(&config, "198.51.100.12", 25, Health::Up));
-    state.set_admin(name("mail", "mx1"), AdminState::Disabled);
-    state.set_admin(name("mail", "mx2"), AdminState::Draining);
-    state.set_admin(name("web", "198.51.100.21"), AdminState::Draining);
+    set_admin(&mut state, &config, ("mail", "mx1"), AdminState::Disabled);
+    set_admin(&mut state, &config, ("mail", "mx2"), AdminState::Draining);
+    set_admin(&mut state, &config, ("web", "198.51.100.21"), AdminState::Draining);
     let before = verdicts(&config, &state);
     state.retain(&config);
     assert_eq!(verdicts(&config, &state), before);
@@ -169,14 +216,14 @@ fn what_is_no_longer_configured_is_forgotten() {
 fn an_operators_word_counts_once() {
     let config = parsed(BASE);
     let mut state = State::default();
-    assert!(!state.set_admin(name("mail", "mx1"), AdminState::Enabled));
-    assert!(state.set_admin(name("mail", "mx1"), AdminState::Draining));
-    assert!(!state.set_admin(name("mail", "mx1"), AdminState::Draining));
-    assert!(state.set_admin(name("mail", "mx1"), AdminState::Disabled));
+    assert!(!set_admin(&mut state, &config, ("mail", "mx1"), AdminState::Enabled));
+    assert!(set_admin(&mut state, &config, ("mail", "mx1"), AdminState::Draining));
+    assert!(!set_admin(&mut state, &config, ("mail", "mx1"), AdminState::Draining));
+    assert!(set_admin(&mut state, &config, ("mail", "mx1"), AdminState::Disabled));
     let admin = |state: &State| state.admin(&config.services[0], &config.pools[0].backends[0]);
     assert_eq!(admin(&state), AdminState::Disabled);
     assert_eq!(state.admin(&config.services[1], &config.pools[0].backends[0]), AdminState::Enabled);
-    assert!(state.set_admin(name("mail", "mx1"), AdminState::Enabled));
+    assert!(set_admin(&mut state, &config, ("mail", "mx1"), AdminState::Enabled));
     assert_eq!(admin(&state), AdminState::Enabled);
 }
 
@@ -189,9 +236,9 @@ fn only_disabled_backends_are_not_checked() {
     };
     let all = ["198.51.100.11:25", "198.51.100.11:587", "198.51.100.12:25", "198.51.100.12:587"];
     assert_eq!(checked(&state), all);
-    state.set_admin(name("mail", "mx1"), AdminState::Draining);
+    set_admin(&mut state, &config, ("mail", "mx1"), AdminState::Draining);
     assert_eq!(checked(&state), all);
-    state.set_admin(name("mail", "mx1"), AdminState::Disabled);
+    set_admin(&mut state, &config, ("mail", "mx1"), AdminState::Disabled);
     assert_eq!(checked(&state), all[2..]);
     // Where another service wants the same check of the server, it goes on.
     let shared = parsed(&format!(

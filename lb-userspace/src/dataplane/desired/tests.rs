@@ -23,7 +23,7 @@ fn parsed(text: &str) -> Config {
 struct AllUp;
 
 impl Verdicts for AllUp {
-    fn health(&self, _: &Config, _: &Service, _: &Listen, _: &Backend) -> Health {
+    fn health(&self, _: &Service, _: &Listen, _: &Member<'_>) -> Health {
         Health::Up
     }
 
@@ -34,9 +34,8 @@ impl Verdicts for AllUp {
 
 fn backends_wanted(world: &World) -> usize {
     let config = &world.config;
-    let of = |s: &Service, l: &Listen| {
-        config.pools[s.pool].backends.iter().filter(|backend| serves(s, l, backend)).count()
-    };
+    let of =
+        |s: &Service, l: &Listen| config.members(s).filter(|member| serves(s, l, member.backend)).count();
     config.services.iter().map(|s| s.listen.iter().map(|l| of(s, l)).sum::<usize>()).sum()
 }
 
@@ -297,6 +296,24 @@ fn each_member_of_least_connections_has_one_slot() {
     assert_eq!(image.fill(&table, 1), [9, 2, 5]);
     assert_eq!(image.fill(&Table { size: 2, ..table.clone() }, 1), [9, 2]);
     assert!(image.fill(&Table { members: BTreeMap::new(), ..table }, 1).is_empty());
+}
+
+/// A slow start multiplies all weights of a pool, and must not move anybody once it is over.
+#[test]
+fn a_table_goes_by_proportions() {
+    let backends =
+        [(2, server(1, "198.51.100.12")), (5, server(1, "198.51.100.13")), (9, server(1, "198.51.100.11"))];
+    let image = Image { backends: backends.into(), ..Image::default() };
+    for kind in [TableKind::Maglev, TableKind::Rotation, TableKind::Each] {
+        let table = |times: u16| {
+            let members = [(2, 7 * times), (5, times), (9, 3 * times)].into();
+            image.fill(&Table { kind, size: 257, members }, 1)
+        };
+        assert_eq!(table(1), table(10), "{kind:?}");
+        let uneven = [(2, 70), (5, 1), (9, 30)].into();
+        let rising = image.fill(&Table { kind, size: 257, members: uneven }, 1);
+        assert_eq!(rising == table(1), kind == TableKind::Each, "{kind:?}");
+    }
 }
 
 fn server(listener: Id, address: &str) -> BackendEntry {

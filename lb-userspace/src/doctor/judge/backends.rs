@@ -3,6 +3,7 @@
 use super::super::Finding;
 use super::super::facts::Facts;
 use super::count;
+use crate::api::pools::PoolRole;
 use crate::api::types::{AdminState, BackendStatus, ServiceState, ServiceStatus};
 use crate::config::Config;
 use crate::health::Health;
@@ -18,8 +19,17 @@ fn service(service: &ServiceStatus) -> Vec<Finding> {
     let name = &service.name;
     let mut findings = Vec::new();
     if service.state == ServiceState::Down {
-        let message = "no server takes new connections, so they are dropped";
+        let message = "no server takes new connections";
         findings.push(Finding::problem(CHECK, name, message, "matapa show backends"));
+    }
+    let backup = service.pools.iter().find(|pool| pool.role == PoolRole::Backup && pool.active);
+    if let Some(backup) = backup {
+        let message = format!("new connections go to its backup, pool {}", backup.name);
+        findings.push(Finding::warning(CHECK, name, message, "matapa show"));
+    }
+    if service.state == ServiceState::Disabled {
+        let message = "is disabled, and takes no new connections";
+        findings.push(Finding::warning(CHECK, name, message, format!("matapa service enable {name}")));
     }
     for backend in &service.backends {
         if let Some((message, mend)) = trouble(backend) {
@@ -36,8 +46,7 @@ fn trouble(backend: &BackendStatus) -> Option<(String, String)> {
     match (backend.admin, backend.health) {
         (AdminState::Draining | AdminState::Disabled, _) => {
             let word = if backend.admin == AdminState::Draining { "being drained" } else { "disabled" };
-            let message = format!("is {word} by an operator");
-            Some((message, format!("matapa backend enable {}", backend.name)))
+            Some((format!("is {word}"), format!("matapa backend enable {}", backend.name)))
         }
         (AdminState::Enabled, Health::Down) => {
             let reason = backend.last_error.as_deref().unwrap_or("it failed its check");

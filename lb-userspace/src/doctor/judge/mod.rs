@@ -51,12 +51,12 @@ pub fn is_well(findings: &[Finding]) -> bool {
 }
 
 /// The servers of a service.
-fn backends<'a>(config: &'a Config, service: &Service) -> &'a [Backend] {
-    config.pools.get(service.pool).map_or(&[], |pool| &pool.backends)
+fn backends<'a>(config: &'a Config, service: &Service) -> Vec<&'a Backend> {
+    config.members(service).map(|member| member.backend).collect()
 }
 
 /// Services whose answers come back through the gateway, with their servers.
-fn answered_through_here(config: &Config) -> impl Iterator<Item = (&Service, &[Backend])> {
+fn answered_through_here(config: &Config) -> impl Iterator<Item = (&Service, Vec<&Backend>)> {
     let through = |service: &&Service| matches!(service.forward, Forward::Nat | Forward::Snat);
     config.services.iter().filter(through).map(|service| (service, backends(config, service)))
 }

@@ -66,6 +66,7 @@ impl Emitter<'_> {
         let Some(target) = redirect.targets.first() else { return };
         let listeners = self.listeners(redirect, &mut notes);
         let pool = self.pool(redirect, target, &mut notes);
+        let backup = redirect.targets.get(1).map(|backup| self.pool(redirect, backup, &mut notes));
         let pools = vec![pool.clone()];
         let mut lines = Vec::new();
         let given = self.service_names.give(&redirect.name.value);
@@ -79,18 +80,8 @@ impl Emitter<'_> {
             }
         }
         lines.push(Line::new(format!("pool = {}", quoted(&pool))));
-        if let Some(backup) = redirect.targets.get(1) {
-            let table = &self.document.tables[backup.table];
-            let hosts: Vec<&str> = table.hosts.iter().map(|host| host.name.value.as_str()).collect();
-            notes.push(note(
-                backup.place,
-                format!(
-                    "backup table <{}> ({}): Matapa has no backup pools yet; add its hosts to the pool, or put them in \
-                     its place by hand",
-                    table.name.value,
-                    hosts.join(", ")
-                ),
-            ));
+        if let Some(backup) = backup {
+            lines.push(Line::of_pool(format!("backup = {}", quoted(&backup)), backup));
         }
         if target.route {
             lines.push(Line::new("forward = \"dsr\""));
@@ -106,10 +97,10 @@ impl Emitter<'_> {
                 seconds(session)
             )));
         }
-        if let Some(place) = redirect.disabled {
-            let text =
-                "disabled, which a service cannot be in the file: take away the comment signs to enable it";
-            notes.push(note(place, text));
+        if redirect.disabled.is_some() {
+            lines.push(Line::new(
+                "enabled = false                     # `matapa service enable`, or true, enables it",
+            ));
         }
         if target.demote.is_some() || redirect.targets.get(1).is_some_and(|backup| backup.demote.is_some()) {
             let text = "demote: every [carp.NAME] of this gateway is demoted by itself while a service has no server \
@@ -122,7 +113,7 @@ impl Emitter<'_> {
             lines,
             pools,
             is_pool: false,
-            taken_back: redirect.disabled.is_some(),
+            taken_back: false,
         });
     }
 
@@ -195,7 +186,8 @@ impl Emitter<'_> {
             backends.extend(self.backend(host, ports.server, table.disabled, &mut own));
         }
         if table.disabled {
-            let text = "disabled: its hosts have weight = 0 and get no connections; 1 enables them";
+            let text =
+                "disabled: its hosts are; `matapa backend enable`, or true instead of false, enables them";
             own.push(note(table.name.place, text));
         }
         own.extend(differing_retries(table));
@@ -306,7 +298,7 @@ impl Emitter<'_> {
             let _ = write!(line, ", port = {port}");
         }
         if disabled {
-            line.push_str(", weight = 0");
+            line.push_str(", enabled = false");
         }
         line.push_str(" },");
         Some(line)

@@ -34,16 +34,23 @@ pub(super) struct Line {
     text: String,
     /// One of a list, which can do without it.
     item: bool,
+    /// The pool without which it means nothing.
+    pool: Option<String>,
     taken_back: bool,
 }
 
 impl Line {
     pub(super) fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into(), item: false, taken_back: false }
+        Self { text: text.into(), item: false, pool: None, taken_back: false }
     }
 
     pub(super) fn item(text: impl Into<String>) -> Self {
-        Self { text: text.into(), item: true, taken_back: false }
+        Self { text: text.into(), item: true, pool: None, taken_back: false }
+    }
+
+    /// One that names another pool, and that its table can do without.
+    pub(super) fn of_pool(text: impl Into<String>, pool: String) -> Self {
+        Self { pool: Some(pool), ..Self::item(text) }
     }
 }
 
@@ -55,7 +62,7 @@ pub(super) struct Block {
     /// Stand above it.
     pub(super) notes: Vec<Note>,
     pub(super) lines: Vec<Line>,
-    /// Of a pool: its own name. Of a service: those of its pools.
+    /// Of a pool: its own name. Of a service: those that it cannot do without.
     pub(super) pools: Vec<String>,
     pub(super) is_pool: bool,
     /// All of it is a comment.
@@ -140,9 +147,18 @@ impl Document {
             self.blocks.iter().filter(gone).flat_map(|block| block.pools.clone()).collect();
         for block in &mut self.blocks {
             block.taken_back |= block.pools.iter().any(|pool| gone.contains(pool));
+            let of_gone = |line: &&mut Line| line.pool.as_ref().is_some_and(|pool| gone.contains(pool));
+            for line in block.lines.iter_mut().filter(of_gone) {
+                line.taken_back = true;
+            }
         }
         let services = self.blocks.iter().filter(|block| !block.is_pool && !block.taken_back);
-        let used: BTreeSet<String> = services.flat_map(|block| block.pools.clone()).collect();
+        let of_lines = |block: &Block| {
+            let there = block.lines.iter().filter(|line| !line.taken_back);
+            there.filter_map(|line| line.pool.clone()).collect::<Vec<_>>()
+        };
+        let used: BTreeSet<String> =
+            services.flat_map(|block| block.pools.iter().cloned().chain(of_lines(block))).collect();
         for block in &mut self.blocks {
             block.taken_back |= block.is_pool && !block.pools.iter().any(|pool| used.contains(pool));
         }
