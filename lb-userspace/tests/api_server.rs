@@ -68,8 +68,11 @@ fn refusals_say_what_to_do() {
         "GET /v1/nothing",
         "GET /",
         "DELETE /v1/status",
-        "GET /v1/reload",
+        "PUT /v1/reload",
         "POST /v1/reload",
+        "POST /v1/reload?dry_run=true",
+        "GET /v1/reload",
+        "GET /v1/poll",
     ];
     let answers: Vec<String> = requests
         .into_iter()
@@ -79,7 +82,7 @@ fn refusals_say_what_to_do() {
         })
         .collect();
     insta::assert_snapshot!("refusals", answers.join("\n"));
-    let (_, head, _) = raw(&fake.socket(), "GET /v1/reload");
+    let (_, head, _) = raw(&fake.socket(), "GET /v1/poll");
     assert!(head.contains("allow: post"), "{head}");
 }
 

@@ -81,6 +81,9 @@ screens! {
     drain: "backend drain mx1";
     unknown_backend: "backend disable mx9";
     reload: "reload";
+    reload_json: "reload --json";
+    dry_run: "reload --dry-run";
+    dry_run_json: "reload --dry-run --json";
     poll: "poll";
     usage_unknown_command: "shwo";
     usage_unknown_option: "show --jsno";
@@ -115,6 +118,16 @@ fn a_refused_reload_lists_each_error() {
         "/etc/matapa/matapa.toml:9:12: no pool `mx`".to_owned(),
     ]);
     insta::assert_snapshot!(transcript(&fake, "reload"));
+}
+
+#[test]
+fn a_dry_run_tells_of_errors_and_of_nothing_to_do() {
+    let fake = Fake::start();
+    *fake.reload.lock().expect("the outcome") = Ok(0);
+    let nothing = transcript(&fake, "reload --dry-run");
+    *fake.reload.lock().expect("the outcome") =
+        Err(vec!["/etc/matapa/matapa.toml:3:1: unknown key `lisen`; did you mean `listen`?".to_owned()]);
+    insta::assert_snapshot!(format!("{nothing}\n{}", transcript(&fake, "reload --dry-run")));
 }
 
 #[test]

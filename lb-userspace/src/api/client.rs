@@ -16,7 +16,7 @@ use crate::api::carp::{CarpChange, CarpStatus};
 use crate::api::explain::Explanation;
 use crate::api::sync::SyncStatus;
 use crate::api::types::{
-    AdminState, BackendChange, Checks, Counters, ErrorBody, Flows, ReloadOutcome, Status,
+    AdminState, BackendChange, Checks, Counters, ErrorBody, Flows, ReloadOutcome, ReloadPlan, Status,
 };
 
 /// A daemon that takes longer is stuck.
@@ -141,7 +141,20 @@ impl Client {
     }
 
     pub async fn reload(&self) -> Result<ReloadOutcome, ClientError> {
-        self.parse(&self.call(Method::POST, "/v1/reload", LONG_PATIENCE).await?)
+        self.parse(&self.reload_json().await?)
+    }
+
+    pub async fn reload_json(&self) -> Result<Bytes, ClientError> {
+        self.call(Method::POST, "/v1/reload", LONG_PATIENCE).await
+    }
+
+    /// What a reload would do. Nothing is changed.
+    pub async fn plan_reload(&self) -> Result<ReloadPlan, ClientError> {
+        self.parse(&self.plan_reload_json().await?)
+    }
+
+    pub async fn plan_reload_json(&self) -> Result<Bytes, ClientError> {
+        self.call(Method::GET, "/v1/reload", LONG_PATIENCE).await
     }
 
     /// Runs all checks now and waits for their results.

@@ -26,7 +26,9 @@ use crate::api::explain::{Explanation, Question};
 use crate::api::socket::ControlSocket;
 use crate::api::sync::SyncStatus;
 use crate::api::trace::{DEFAULT_RATE, Filter, MOST_RATE};
-use crate::api::types::{AdminState, BackendChange, Checks, Counters, Flows, ReloadOutcome, Status};
+use crate::api::types::{
+    AdminState, BackendChange, Checks, Counters, Flows, ReloadOutcome, ReloadPlan, Status,
+};
 use crate::carp::fsm::Wish;
 use crate::control::request::{ControlHandle, Request};
 use crate::net::way;
@@ -55,6 +57,7 @@ const ROUTES: &[&str] = &[
     "GET /v1/sync",
     "POST /v1/carp/{promote|demote|release}?name=N",
     "POST /v1/backends/{name}/{enable|disable|drain}?service=S",
+    "GET /v1/reload",
     "POST /v1/reload",
     "POST /v1/poll",
     "GET /healthz",
@@ -124,7 +127,7 @@ fn router(control: ControlHandle, closing: watch::Receiver<bool>) -> Router {
         .route("/v1/carp", get(carp))
         .route("/v1/sync", get(sync))
         .route("/v1/carp/{action}", post(set_carp))
-        .route("/v1/reload", post(reload))
+        .route("/v1/reload", get(plan_reload).post(reload))
         .route("/v1/poll", post(poll))
         .route("/healthz", get(healthz))
         .fallback(unknown_route)
@@ -282,7 +285,14 @@ async fn set_carp(
     Ok(Json(change))
 }
 
-async fn reload(State(api): State<Api>) -> Result<Json<ReloadOutcome>, ApiError> {
+async fn plan_reload(State(api): State<Api>, query: Pairs) -> Result<Json<ReloadPlan>, ApiError> {
+    Parameters::new(query, &[])?;
+    Ok(Json(api.control.ask(Request::PlanReload).await??))
+}
+
+async fn reload(State(api): State<Api>, query: Pairs) -> Result<Json<ReloadOutcome>, ApiError> {
+    // Whoever writes ?dry_run=true must not get a reload.
+    Parameters::new(query, &[])?;
     Ok(Json(api.control.ask(Request::Reload).await??))
 }
 
@@ -332,8 +342,12 @@ impl Parameters {
         let Query(pairs) = pairs.map_err(|error| ApiError::bad_request(error.body_text()))?;
         for (index, (name, _)) in pairs.iter().enumerate() {
             if !known.contains(&name.as_str()) {
-                let known = known.join(", ");
-                return Err(ApiError::bad_request(format!("unknown parameter {name:?}; known: {known}")));
+                let known = if known.is_empty() {
+                    "there are none".to_owned()
+                } else {
+                    format!("known: {}", known.join(", "))
+                };
+                return Err(ApiError::bad_request(format!("unknown parameter {name:?}; {known}")));
             }
             if pairs.iter().take(index).any(|(earlier, _)| earlier == name) {
                 return Err(ApiError::bad_request(format!("{name} is given twice")));

@@ -280,6 +280,43 @@ pub struct ReloadOutcome {
     pub operations: u64,
 }
 
+/// `GET /v1/reload`: what `POST /v1/reload` would do now. Nothing is changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadPlan {
+    /// What the file says otherwise than the running configuration.
+    pub changes: Vec<ConfigChange>,
+    /// What would be done to the kernel's maps, one sentence each, in this order.
+    pub operations: Vec<String>,
+    /// What would not take effect by a reload, and what to do for it.
+    pub warnings: Vec<String>,
+}
+
+/// One thing that the file has, lacks, or has in another form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigChange {
+    pub change: ChangeKind,
+    /// `service mail`, `backend mail/mx1`, `interfaces`
+    pub subject: String,
+    pub aspects: Vec<ChangedAspect>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeKind {
+    Added,
+    Removed,
+    Changed,
+}
+
+/// Without `from` it is new, without `to` it goes; without both it is something that must not be shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedAspect {
+    /// Empty where the subject says it all.
+    pub name: String,
+    pub from: Option<String>,
+    pub to: Option<String>,
+}
+
 /// Every answer outside 2xx.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ErrorBody {

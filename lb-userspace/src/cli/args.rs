@@ -140,9 +140,10 @@ Only what differs is changed; health, flows and counters of the rest are kept. A
 refused whole (exit status 3) and the running configuration stays.
 
 Examples:
-  matapa check && matapa reload
+  matapa reload --dry-run && matapa reload
+  matapa reload --dry-run --json | jq -r '.operations[]'
 ")]
-    Reload,
+    Reload(Reload),
     /// Stop forwarding and remove what is pinned in the kernel
     #[command(after_help = "\
 Stop the daemon first. Traffic to the services then ends at this machine. MATAPA_PIN_DIR names the directory of \
@@ -394,6 +395,16 @@ pub struct BackendName {
     /// In this service only; otherwise in all that use it
     #[arg(long, value_name = "NAME")]
     pub service: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Reload {
+    /// Say what would change, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the API's JSON, one line, instead of sentences
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

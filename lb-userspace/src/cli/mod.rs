@@ -14,6 +14,7 @@ pub mod import;
 pub mod logging;
 pub mod monitor;
 pub mod output;
+pub mod reload;
 pub mod screens;
 pub mod show;
 pub mod sync;
@@ -91,7 +92,7 @@ fn dispatch(cli: Cli, hooks: &Hooks) -> Result<(), Failure> {
         Command::Show(arguments) => block_on(show::show(&client, arguments)),
         Command::Backend(command) => block_on(commands::backend(&client, command)),
         Command::Carp(command) => block_on(commands::carp(&client, command)),
-        Command::Reload => block_on(commands::reload(&client)),
+        Command::Reload(arguments) => block_on(reload::reload(&client, &arguments)),
         Command::Explain(arguments) => block_on(explain::explain(&client, &arguments)),
         Command::Doctor(arguments) => block_on(doctor::doctor(&arguments, given)),
         Command::Poll => block_on(commands::poll(&client)),

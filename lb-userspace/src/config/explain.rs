@@ -52,7 +52,7 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
 /// Bytes of a flow: its word, and its tuple for those who list it.
 const FLOW_BYTES: u64 = 8 + 32;
 
-fn write_flows(out: &mut String, flows: &Flows) -> std::fmt::Result {
+pub(super) fn write_flows(out: &mut String, flows: &Flows) -> std::fmt::Result {
     let places = flows.capacity.next_power_of_two();
     let kib = u64::from(places) * FLOW_BYTES / 1024;
     let size = if kib.is_multiple_of(1024) { format!("{} MiB", kib / 1024) } else { format!("{kib} KiB") };
@@ -72,7 +72,7 @@ fn write_flows(out: &mut String, flows: &Flows) -> std::fmt::Result {
     )
 }
 
-fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::Result {
+pub(super) fn write_service(out: &mut String, service: &Service, pool: &Pool) -> std::fmt::Result {
     writeln!(out, "\nservice {}", service.name)?;
     let listen: Vec<String> = service.listen.iter().map(ToString::to_string).collect();
     writeln!(out, "  listens on  {}", listen.join(", "))?;
@@ -244,7 +244,7 @@ fn show_range((first, last): (u16, u16)) -> String {
     if first == last { first.to_string() } else { format!("{first}-{last}") }
 }
 
-fn show_target(backend: &Backend) -> String {
+pub(super) fn show_target(backend: &Backend) -> String {
     match backend.port {
         Some(port) => SocketAddr::new(backend.address, port).to_string(),
         None => backend.address.to_string(),

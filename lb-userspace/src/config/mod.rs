@@ -9,6 +9,7 @@ mod checks;
 mod cluster;
 mod cross;
 mod diagnostics;
+mod differences;
 mod document;
 mod explain;
 mod forwarding;
@@ -33,6 +34,7 @@ pub use carp::{Carp, CarpDialect, CarpMac, Password, VirtualAddress, check_passw
 pub use cluster::{Cluster, Sync};
 pub use diagnostics::{Diagnostic, Diagnostics};
 pub(crate) use diagnostics::{Errors, Span};
+pub use differences::{Aspect, Difference, Kind, differences};
 pub use explain::explain;
 pub use load::{ConfigError, load, parse};
 pub use probes::{

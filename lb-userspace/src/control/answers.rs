@@ -41,6 +41,9 @@ impl Control {
             Request::Reload(reply) => {
                 let _ = reply.send(self.reload());
             }
+            Request::PlanReload(reply) => {
+                let _ = reply.send(self.plan_reload());
+            }
             Request::Poll(reply) => self.runner.poll(reply),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! [`state`] is what is known: configuration, health, the operator's wishes; pure. [`task`] joins it with the packet
 //! path, the checks and the API: requests, check results and a tick come in one after the other, so nothing needs a
-//! lock. `apply` is its way to maps and interfaces, `answers` what it tells the API, [`explain`] and [`tracing`] what it
+//! lock. `apply` is its way to maps and interfaces, `preview` tells what it would do, `answers` what it tells the API, [`explain`] and [`tracing`] what it
 //! tells of single packets, [`held`] its loop for fragments, [`passive`] what it notices itself.
 
 mod answers;
@@ -11,6 +11,7 @@ pub mod carp;
 pub mod explain;
 pub mod held;
 pub mod passive;
+mod preview;
 pub mod request;
 pub mod resets;
 pub mod state;

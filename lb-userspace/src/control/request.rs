@@ -6,7 +6,9 @@ use crate::api::carp::{CarpChange, CarpStatus};
 use crate::api::explain::{Explanation, Question};
 use crate::api::sync::SyncStatus;
 use crate::api::trace::Filter;
-use crate::api::types::{AdminState, BackendChange, Checks, Counters, Event, Flows, ReloadOutcome, Status};
+use crate::api::types::{
+    AdminState, BackendChange, Checks, Counters, Event, Flows, ReloadOutcome, ReloadPlan, Status,
+};
 use crate::carp::fsm::Wish;
 use crate::control::tracing::Trace;
 
@@ -71,6 +73,8 @@ pub enum Request {
         reply: Reply<Result<CarpChange, Refusal>>,
     },
     Reload(Reply<Result<ReloadOutcome, Refusal>>),
+    /// What a reload would do.
+    PlanReload(Reply<Result<ReloadPlan, Refusal>>),
     /// Run all checks now; answered when each has a result.
     Poll(Reply<()>),
 }

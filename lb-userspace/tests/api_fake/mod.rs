@@ -14,8 +14,9 @@ use lb_userspace::api::explain::{
 use lb_userspace::api::sync::SyncStatus;
 use lb_userspace::api::trace::TraceLine;
 use lb_userspace::api::types::{
-    AdminState, BackendChange, BackendChecks, BackendStatus, CheckResult, Checks, CounterValue, Counters,
-    Event, EventKind, FlowStatus, Flows, InterfaceStatus, ReloadOutcome, ServiceState, ServiceStatus, Status,
+    AdminState, BackendChange, BackendChecks, BackendStatus, ChangeKind, ChangedAspect, CheckResult, Checks,
+    ConfigChange, CounterValue, Counters, Event, EventKind, FlowStatus, Flows, InterfaceStatus,
+    ReloadOutcome, ReloadPlan, ServiceState, ServiceStatus, Status,
 };
 use lb_userspace::api::{metrics, server, socket};
 use lb_userspace::control::request::{ControlHandle, Refusal, Request};
@@ -126,6 +127,11 @@ async fn answer(mut inbox: mpsc::Receiver<Request>, reload: Arc<Mutex<Result<u64
                 let outcome = outcome.map(|operations| ReloadOutcome { operations });
                 drop(reply.send(outcome.map_err(Refusal::Configuration)));
             }
+            Request::PlanReload(reply) => {
+                let outcome = reload.lock().expect("the outcome").clone();
+                let outcome = outcome.map(|operations| reload_plan(operations > 0));
+                drop(reply.send(outcome.map_err(Refusal::Configuration)));
+            }
             Request::Carp(reply) => drop(reply.send(CarpStatus::default())),
             Request::Sync(reply) => drop(reply.send(SyncStatus::default())),
             Request::SetCarp { reply, .. } => {
@@ -133,6 +139,47 @@ async fn answer(mut inbox: mpsc::Receiver<Request>, reload: Arc<Mutex<Result<u64
             }
             Request::Poll(reply) => drop(reply.send(())),
         }
+    }
+}
+
+fn reload_plan(differs: bool) -> ReloadPlan {
+    if !differs {
+        return ReloadPlan { changes: Vec::new(), operations: Vec::new(), warnings: Vec::new() };
+    }
+    let aspect = |name: &str, from: Option<&str>, to: Option<&str>| ChangedAspect {
+        name: name.to_owned(),
+        from: from.map(str::to_owned),
+        to: to.map(str::to_owned),
+    };
+    let change =
+        |change, subject: &str, aspects| ConfigChange { change, subject: subject.to_owned(), aspects };
+    ReloadPlan {
+        changes: vec![
+            change(ChangeKind::Changed, "interfaces", vec![aspect("", Some("eth0"), Some("eth0, eth1"))]),
+            change(
+                ChangeKind::Changed,
+                "service mail",
+                vec![
+                    aspect("sticky", None, Some("a client's new connections follow its earlier ones")),
+                    aspect("checks", Some("tcp every 10s"), Some("smtp every 10s")),
+                    aspect("something that matapa check does not show", None, None),
+                ],
+            ),
+            change(
+                ChangeKind::Added,
+                "backend mail/mx5",
+                vec![aspect("address", None, Some("198.51.100.15")), aspect("weight", None, Some("1"))],
+            ),
+            change(ChangeKind::Removed, "service \u{1b}[2Jdns", Vec::new()),
+        ],
+        operations: [
+            "write backend mx5 of mail 203.0.113.10:25/tcp (weight 1, health unknown)",
+            "lead no more packets by service address 203.0.113.10:53 (protocol 17)",
+            "remove listener dns 203.0.113.10:53/udp",
+        ]
+        .map(str::to_owned)
+        .into(),
+        warnings: vec!["flows.capacity is used when the flow table is made".to_owned()],
     }
 }
 
