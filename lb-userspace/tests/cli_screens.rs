@@ -78,6 +78,10 @@ screens! {
     trace_bad_filter: "trace hots 192.0.2.1";
     trace_bad_time: "trace --duration 3d";
     doctor_without_configuration: "doctor -c /nonexistent/matapa.toml";
+    carp: "show carp";
+    sync: "show sync";
+    carp_demote: "carp demote";
+    carp_unknown: "carp promote web";
     drain: "backend drain mx1";
     unknown_backend: "backend disable mx9";
     reload: "reload";

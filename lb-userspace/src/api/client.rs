@@ -58,11 +58,31 @@ fn advice(error: &io::Error) -> &'static str {
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+    /// Where to ask instead when this user may not use `socket`.
+    fallback: Option<PathBuf>,
 }
 
 impl Client {
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { socket: socket.into(), fallback: None }
+    }
+
+    /// Asks at `read_only` where only that is permitted.
+    #[must_use]
+    pub fn or_read_only(self, read_only: impl Into<PathBuf>) -> Self {
+        Self { fallback: Some(read_only.into()), ..self }
+    }
+
+    async fn connect(&self) -> io::Result<UnixStream> {
+        let refused = match UnixStream::connect(&self.socket).await {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => error,
+            other => return other,
+        };
+        match &self.fallback {
+            // What is wrong with the first one is what there is to mend.
+            Some(read_only) => UnixStream::connect(read_only).await.map_err(|_| refused),
+            None => Err(refused),
+        }
     }
 
     pub fn socket(&self) -> &Path {
@@ -221,7 +241,8 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str) -> Result<Response<Incoming>, ClientError> {
-        let stream = UnixStream::connect(&self.socket)
+        let stream = self
+            .connect()
             .await
             .map_err(|source| ClientError::Unreachable { socket: self.socket.clone(), source })?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::health::Health;
 
 /// Whether an operator wants a backend used. Kept across reloads and restarts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AdminState {
     #[default]
@@ -20,7 +21,7 @@ pub enum AdminState {
 }
 
 /// `GET /v1/status`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     pub version: String,
     pub pid: u32,
@@ -30,7 +31,7 @@ pub struct Status {
     pub services: Vec<ServiceStatus>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct InterfaceStatus {
     pub name: String,
     pub index: u32,
@@ -38,7 +39,7 @@ pub struct InterfaceStatus {
     pub mode: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ServiceStatus {
     pub id: u32,
     pub name: String,
@@ -54,7 +55,7 @@ pub struct ServiceStatus {
     pub backends: Vec<BackendStatus>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ServiceState {
     /// At least one backend takes new flows.
@@ -63,10 +64,11 @@ pub enum ServiceState {
     Down,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {
     pub id: u32,
     pub name: String,
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// `None`: the port the client connected to.
     pub port: Option<u16>,
@@ -79,7 +81,7 @@ pub struct BackendStatus {
     pub checks_up: u64,
     /// The text of the last failure, while not up.
     pub last_error: Option<String>,
-    /// Of that failure: [`crate::health::CheckError::number`].
+    /// The number of that failure; docs/health-checks.md lists them.
     #[serde(default)]
     pub last_error_number: Option<u16>,
     pub last_check_millis: Option<u64>,
@@ -101,13 +103,16 @@ pub struct BackendStatus {
 }
 
 /// One line of `GET /v1/flows`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct FlowStatus {
     pub service: String,
     pub backend: String,
     pub protocol: String,
+    #[schema(value_type = String)]
     pub client: SocketAddr,
+    #[schema(value_type = String)]
     pub vip: SocketAddr,
+    #[schema(value_type = String)]
     pub server: SocketAddr,
     /// `opening`, `established`, `closing`, ...
     pub state: String,
@@ -115,7 +120,7 @@ pub struct FlowStatus {
 }
 
 /// `GET /v1/flows?limit=N&service=S`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Flows {
     /// How many there are in all; `flows` holds at most the limit asked for.
     pub total: u64,
@@ -124,13 +129,13 @@ pub struct Flows {
 }
 
 /// `GET /v1/checks?service=S`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Checks {
     pub backends: Vec<BackendChecks>,
 }
 
 /// What the checks of a backend have found lately.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BackendChecks {
     pub service: String,
     pub backend: String,
@@ -145,7 +150,7 @@ pub struct BackendChecks {
     pub results: Vec<CheckResult>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CheckResult {
     /// When the verdict fell, in seconds since the epoch.
     pub time: f64,
@@ -153,17 +158,17 @@ pub struct CheckResult {
     pub millis: u64,
     /// Why it failed, if it did.
     pub error: Option<String>,
-    /// A number for each kind of failure: [`crate::health::CheckError::number`].
+    /// The number of that failure; docs/health-checks.md lists them.
     pub error_number: Option<u16>,
 }
 
 /// `GET /v1/counters`: why packets were forwarded, passed or dropped.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Counters {
     pub counters: BTreeMap<String, CounterValue>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CounterValue {
     pub value: u64,
     /// `forward`, `pass`, `drop` or `note`.
@@ -172,7 +177,7 @@ pub struct CounterValue {
 }
 
 /// One line of `GET /v1/events` (newline-delimited JSON, as they happen).
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// Counts up from 1 for each daemon.
     pub number: u64,
@@ -182,7 +187,7 @@ pub struct Event {
     pub kind: EventKind,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum EventKind {
     Health {
@@ -250,10 +255,12 @@ pub enum EventKind {
     },
     /// The other gateway is there, or there again.
     SyncPeerUp {
+        #[schema(value_type = String)]
         peer: IpAddr,
     },
     /// It has been silent for some seconds.
     SyncPeerDown {
+        #[schema(value_type = String)]
         peer: IpAddr,
     },
     /// All its flows are here.
@@ -266,7 +273,7 @@ pub enum EventKind {
 }
 
 /// `POST /v1/backends/{name}/{enable|disable|drain}?service=S` answers with what it changed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BackendChange {
     pub state: AdminState,
     /// `service/backend` of each one changed.
@@ -274,14 +281,14 @@ pub struct BackendChange {
 }
 
 /// `POST /v1/reload`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ReloadOutcome {
     /// Map operations that were needed; 0 when nothing changed.
     pub operations: u64,
 }
 
 /// `GET /v1/reload`: what `POST /v1/reload` would do now. Nothing is changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReloadPlan {
     /// What the file says otherwise than the running configuration.
     pub changes: Vec<ConfigChange>,
@@ -292,7 +299,7 @@ pub struct ReloadPlan {
 }
 
 /// One thing that the file has, lacks, or has in another form.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConfigChange {
     pub change: ChangeKind,
     /// `service mail`, `backend mail/mx1`, `interfaces`
@@ -300,7 +307,7 @@ pub struct ConfigChange {
     pub aspects: Vec<ChangedAspect>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ChangeKind {
     Added,
@@ -309,7 +316,7 @@ pub enum ChangeKind {
 }
 
 /// Without `from` it is new, without `to` it goes; without both it is something that must not be shown.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ChangedAspect {
     /// Empty where the subject says it all.
     pub name: String,
@@ -317,8 +324,19 @@ pub struct ChangedAspect {
     pub to: Option<String>,
 }
 
+/// `POST /v1/poll`: every check has a result.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PollOutcome {}
+
+/// `GET /healthz`, `GET /readyz`: all is well.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Wellbeing {
+    /// `ok` or `ready`.
+    pub status: String,
+}
+
 /// Every answer outside 2xx.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     /// One sentence: what was wrong and what to do instead.
     pub error: String,

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::forwarding::rewrites;
 use super::services::DEFAULT_NEW_FLOW_LIMIT;
 use super::values::{clip, quote, show_duration};
-use super::{Backend, Check, Config, Flows, Forward, OnDown, Pool, Probe, RCODES, Service, Smtp};
+use super::{Backend, Check, Config, Control, Flows, Forward, OnDown, Pool, Probe, RCODES, Service, Smtp};
 
 /// Says in a few lines what a configuration does: equal configurations give equal text.
 pub fn explain(config: &Config) -> String {
@@ -33,7 +33,13 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
         Some(address) => format!("metrics on http://{address}/metrics"),
         None => "no metrics".to_owned(),
     };
-    writeln!(out, "control socket {}, {metrics}", config.control.socket.display())?;
+    let of =
+        |group: &Option<String>| group.as_ref().map(|name| format!(" (group {name})")).unwrap_or_default();
+    let Control { socket, group, read_only_socket, read_only_group, metrics: _ } = &config.control;
+    writeln!(out, "control socket {}{}, {metrics}", socket.display(), of(group))?;
+    if let Some(socket) = read_only_socket {
+        writeln!(out, "read-only socket {}{}", socket.display(), of(read_only_group))?;
+    }
     for carp in &config.carp {
         super::carp::write(out, carp)?;
     }

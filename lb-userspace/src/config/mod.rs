@@ -74,6 +74,12 @@ pub enum XdpMode {
 pub struct Control {
     /// HTTP/JSON over this Unix socket. Default `/run/matapa/control.sock`.
     pub socket: PathBuf,
+    /// Whose members may use `socket` besides its owner, by name or number. `None`: the daemon's own group.
+    pub group: Option<String>,
+    /// A second socket, which answers questions and changes nothing; off when absent.
+    pub read_only_socket: Option<PathBuf>,
+    /// As `group`, of `read_only_socket`.
+    pub read_only_group: Option<String>,
     /// Prometheus metrics over HTTP; off when absent.
     pub metrics: Option<SocketAddr>,
 }

@@ -108,7 +108,7 @@ impl Control {
         let new = config::load(&self.config_file).map_err(|error| Refusal::Configuration(error.lines()))?;
         if new.control != self.config.control {
             return Err(refuse(
-                "control.socket and control.metrics cannot change while the daemon runs: restart it, \
+                "what is in [control] cannot change while the daemon runs: restart it, \
                  forwarding goes on meanwhile",
             ));
         }

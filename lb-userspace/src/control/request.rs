@@ -35,6 +35,8 @@ pub(super) type Reply<T> = oneshot::Sender<T>;
 #[derive(Debug)]
 pub enum Request {
     Status(Reply<Status>),
+    /// What keeps it from forwarding as configured, one sentence each; nothing when all is well.
+    Readiness(Reply<Vec<String>>),
     Flows {
         limit: usize,
         service: Option<String>,
