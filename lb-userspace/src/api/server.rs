@@ -536,13 +536,15 @@ mod tests {
 
     use super::*;
 
-    /// The router does not list its routes, but it prints them.
+    /// The router does not list its routes, but it prints them. `/` is where its fallback for all else hangs.
     #[test]
     fn every_route_of_the_router_is_described() {
         let (router, document) = routes().split_for_parts();
         let printed = format!("{router:?}");
-        let served: BTreeSet<&str> =
-            printed.split('"').filter(|text| text.starts_with('/') && !text.contains("__private")).collect();
+        let served: BTreeSet<&str> = printed
+            .split('"')
+            .filter(|text| text.len() > 1 && text.starts_with('/') && !text.contains("__private"))
+            .collect();
         let described: BTreeSet<&str> = document.paths.paths.keys().map(String::as_str).collect();
         assert_eq!(served, described);
         assert!(served.len() > 10, "{served:?}");

@@ -74,3 +74,22 @@ fn write_plan(out: &mut String, plan: &ReloadPlan) -> std::fmt::Result {
     }
     writeln!(out, "Nothing was changed.")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::screen;
+    use crate::api::types::{ChangeKind, ChangedAspect, ConfigChange, ReloadPlan};
+
+    #[test]
+    fn nothing_from_the_file_reaches_the_terminal_as_it_is() {
+        let harm = || "\u{1b}[2J".to_owned();
+        let aspect =
+            |from: bool, to: bool| ChangedAspect { name: harm(), from: from.then(harm), to: to.then(harm) };
+        let aspects =
+            vec![aspect(true, true), aspect(false, true), aspect(true, false), aspect(false, false)];
+        let change = ConfigChange { change: ChangeKind::Changed, subject: harm(), aspects };
+        let plan = ReloadPlan { changes: vec![change], operations: vec![harm()], warnings: vec![harm()] };
+        let text = screen(&plan);
+        assert!(!text.contains('\u{1b}') && text.matches("\\u{1b}[2J").count() == 11, "{text}");
+    }
+}

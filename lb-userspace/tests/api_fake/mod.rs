@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use lb_common::verdict::Reason;
 use lb_userspace::api::carp::{CarpChange, CarpStatus, GroupStatus, PeerStatus, VhidStatus};
 use lb_userspace::api::explain::{
     Carries, Choice, ExplainedBackend, ExplainedFlow, ExplainedHop, ExplainedListener, ExplainedPacket,
@@ -275,7 +276,7 @@ fn reload_plan(differs: bool) -> ReloadPlan {
                 "backend mail/mx5",
                 vec![aspect("address", None, Some("198.51.100.15")), aspect("weight", None, Some("1"))],
             ),
-            change(ChangeKind::Removed, "service \u{1b}[2Jdns", Vec::new()),
+            change(ChangeKind::Removed, "service dns", Vec::new()),
         ],
         operations: [
             "write backend mx5 of mail 203.0.113.10:25/tcp (weight 1, health unknown)",
@@ -284,7 +285,9 @@ fn reload_plan(differs: bool) -> ReloadPlan {
         ]
         .map(str::to_owned)
         .into(),
-        warnings: vec!["flows.capacity is used when the flow table is made".to_owned()],
+        warnings: vec![
+            "flows.capacity is used when the flow table is made, and this one goes on as it is".to_owned(),
+        ],
     }
 }
 
@@ -627,15 +630,17 @@ fn trace_lines() -> Vec<TraceLine> {
 }
 
 pub fn counters() -> Counters {
-    let counter = |name: &str, value, verdict: &str, help: &str| {
-        (name.to_owned(), CounterValue { value, verdict: verdict.to_owned(), help: help.to_owned() })
+    let counter = |name: &str, value| {
+        let reason = Reason::ALL.iter().find(|reason| reason.name() == name).expect("a counter");
+        let (verdict, help) = (reason.kind().name().to_owned(), reason.help().to_owned());
+        (name.to_owned(), CounterValue { value, verdict, help })
     };
     let counters = BTreeMap::from([
-        counter("forwarded_known_flow", 51_320, "forward", "packet of a flow in the table"),
-        counter("forwarded_new_flow", 14, "forward", "first packet of a new flow"),
-        counter("not_for_a_service", 982_113, "pass", "left to the kernel"),
-        counter("no_backend", 7, "drop", "no backend of the service takes new flows"),
-        counter("bad_checksum", 0, "drop", "IPv4 header checksum is wrong"),
+        counter("to_backend", 51_320),
+        counter("to_client", 40_911),
+        counter("no_service", 982_113),
+        counter("no_backend", 7),
+        counter("no_route", 0),
     ]);
     Counters { counters }
 }
