@@ -95,7 +95,17 @@ fn help_filter_and_errors_are_shown() {
     insta::assert_snapshot!("top_states", [help, typing, error, drawn(&Top::default(), 60, 4)].join("\n"));
     // It is there again.
     top.take_status(status(), Duration::from_secs(9));
-    assert_eq!(top.notice, None);
+    assert_eq!(top.unreachable, None);
+}
+
+#[test]
+fn a_refusal_stays_until_the_next_key() {
+    let mut top = busy();
+    top.take_outcome(Err("this socket only answers questions".to_owned()));
+    top.take_status(status(), Duration::from_secs(9));
+    assert!(drawn(&top, 100, 10).contains("this socket only answers questions"));
+    press(&mut top, "j");
+    assert!(drawn(&top, 100, 10).contains("q quit"));
 }
 
 #[test]
@@ -248,6 +258,20 @@ fn it_shows_obeys_and_gives_the_terminal_back() {
     let (seen, status) = top.end();
     assert_eq!(status.code(), Some(0), "{seen:?}");
     assert!(seen.contains(ENTER) && seen.ends_with(&format!("{LEAVE}\u{1b}[?25h")), "{seen:?}");
+}
+
+#[test]
+fn where_it_may_only_look_it_says_so() {
+    let fake = Fake::start();
+    let mut program = Process::new(env!("CARGO_BIN_EXE_matapa"));
+    program.arg("--socket").arg(fake.read_only_socket()).arg("top");
+    let mut top = OnTerminal::start(program);
+    top.wait_for("mx3");
+    top.keys.write_all(b"jx").expect("pressed");
+    top.wait_for("only answers questions");
+    top.keys.write_all(b"q").expect("pressed");
+    assert_eq!(top.end().1.code(), Some(0));
+    assert_eq!(*fake.changes.lock().expect("the changes"), [""; 0]);
 }
 
 #[test]

@@ -96,9 +96,9 @@ pub async fn top(client: &Client, arguments: &TopArgs) -> Result<(), Failure> {
         tokio::select! {
             Some(one) = news.recv() => match one {
                 News::Status(Ok(status)) => top.take_status(status, started.elapsed()),
-                News::Status(Err(error)) | News::Done(Err(error)) => top.take_error(error.to_string()),
+                News::Status(Err(error)) => top.take_error(error.to_string()),
                 News::Event(line) => top.take_event(line),
-                News::Done(Ok(text)) => top.take_done(text),
+                News::Done(outcome) => top.take_outcome(outcome.map_err(|error| error.to_string())),
             },
             key = keys.next() => match key {
                 Some(Ok(TerminalEvent::Key(key))) if key.kind != KeyEventKind::Release => match top.press(key) {

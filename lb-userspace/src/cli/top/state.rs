@@ -126,8 +126,10 @@ pub struct Top {
     /// Keys go into the filter.
     pub typing: bool,
     pub help: bool,
-    /// What the last command did, or why the daemon cannot be asked.
+    /// What the last command did, or why it did nothing; until the next key.
     pub notice: Option<Notice>,
+    /// Why the daemon cannot be asked; until it can.
+    pub unreachable: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,19 +160,20 @@ impl Top {
         self.traffic = traffic;
         self.seen = Some(now);
         self.status = Some(status);
-        if self.notice.as_ref().is_some_and(|notice| notice.bad) {
-            self.notice = None;
-        }
+        self.unreachable = None;
         self.keep_selection();
     }
 
     /// The daemon could not be asked; what is shown stays.
     pub fn take_error(&mut self, text: String) {
-        self.notice = Some(Notice { text, bad: true });
+        self.unreachable = Some(text);
     }
 
-    pub fn take_done(&mut self, text: String) {
-        self.notice = Some(Notice { text, bad: false });
+    /// What became of a command: what was done, or why it was refused.
+    pub fn take_outcome(&mut self, outcome: Result<String, String>) {
+        let bad = outcome.is_err();
+        let (Ok(text) | Err(text)) = outcome;
+        self.notice = Some(Notice { text, bad });
     }
 
     pub fn take_event(&mut self, line: String) {
@@ -245,6 +248,7 @@ impl Top {
 
     /// What a key does.
     pub fn press(&mut self, key: KeyEvent) -> Option<Command> {
+        self.notice = None;
         if key.modifiers.contains(KeyModifiers::CONTROL) {
             return matches!(key.code, KeyCode::Char('c' | 'd')).then_some(Command::Quit);
         }

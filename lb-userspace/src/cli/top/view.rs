@@ -200,13 +200,16 @@ fn draw_events(frame: &mut Frame<'_>, top: &Top, area: Rect) {
 }
 
 fn footline(top: &Top) -> TextLine<'static> {
-    match &top.notice {
-        Some(notice) => {
+    match (&top.notice, &top.unreachable) {
+        (Some(notice), _) => {
             let meaning = if notice.bad { Meaning::Bad } else { Meaning::Good };
             TextLine::styled(clean(&notice.text).into_owned(), color(meaning))
         }
-        None if top.typing => TextLine::from("type a part of a name; Enter keeps it, Esc ends it"),
-        None => TextLine::from("d drain  e enable  x disable  s sort  / filter  r refresh  h help  q quit"),
+        (None, Some(text)) => TextLine::styled(clean(text).into_owned(), color(Meaning::Bad)),
+        (None, None) if top.typing => TextLine::from("type a part of a name; Enter keeps it, Esc ends it"),
+        (None, None) => {
+            TextLine::from("d drain  e enable  x disable  s sort  / filter  r refresh  h help  q quit")
+        }
     }
 }
 
