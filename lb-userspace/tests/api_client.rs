@@ -51,6 +51,26 @@ async fn what_is_no_daemon_is_called_so() {
 }
 
 #[tokio::test]
+async fn questions_go_to_the_read_only_socket_where_only_that_is_permitted() {
+    let fake = Fake::start();
+    let client = Client::new(fake.socket()).or_read_only(fake.read_only_socket());
+    // Permitted, so commands work.
+    client.poll().await.expect("done");
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o000);
+    std::fs::set_permissions(fake.socket(), closed).expect("permitted");
+    // Root would not be refused. Only this thread gives that up, and the test runs on it alone.
+    caps::drop(None, caps::CapSet::Effective, caps::Capability::CAP_DAC_OVERRIDE).expect("dropped");
+    assert_eq!(client.status().await.expect("an answer").pid, 4711);
+    let error = client.poll().await.expect_err("refused");
+    assert!(matches!(&error, ClientError::Refused { status, .. } if status.as_u16() == 403), "{error:?}");
+    assert!(error.to_string().contains("only answers questions"), "{error}");
+    assert_eq!(*fake.changes.lock().expect("the changes"), ["poll"]);
+    // Where there is no such socket, the one that should be permitted is named.
+    let error = Client::new(fake.socket()).or_read_only("/nonexistent").status().await.expect_err("refused");
+    assert!(error.to_string().contains("join the group that owns the socket"), "{error}");
+}
+
+#[tokio::test]
 async fn a_daemon_that_hangs_up_is_lost() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("control.sock");

@@ -76,8 +76,11 @@ fn refusals_say_what_to_do() {
         "GET /v1/nothing",
         "GET /",
         "DELETE /v1/status",
-        "GET /v1/reload",
+        "PUT /v1/reload",
         "POST /v1/reload",
+        "POST /v1/reload?dry_run=true",
+        "GET /v1/reload",
+        "GET /v1/poll",
     ];
     let answers: Vec<String> = requests
         .into_iter()
@@ -87,8 +90,49 @@ fn refusals_say_what_to_do() {
         })
         .collect();
     insta::assert_snapshot!("refusals", answers.join("\n"));
-    let (_, head, _) = raw(&fake.socket(), "GET /v1/reload");
+    let (_, head, _) = raw(&fake.socket(), "GET /v1/poll");
     assert!(head.contains("allow: post"), "{head}");
+}
+
+#[test]
+fn the_read_only_socket_answers_and_changes_nothing() {
+    let fake = Fake::start();
+    let ask = |request: &str| raw(&fake.read_only_socket(), request);
+    let before = raw(&fake.socket(), "GET /v1/status").2;
+    for question in ["GET /v1/status", "GET /v1/reload", "GET /v1/flows", "GET /readyz", "HEAD /v1/status"] {
+        assert_eq!(ask(question).0, 200, "{question}");
+    }
+    let answers: Vec<String> = [
+        "POST /v1/backends/mx1/drain",
+        "POST /v1/reload",
+        "POST /v1/poll",
+        "POST /v1/carp/demote",
+        "DELETE /v1/status",
+        "GET /v1/trace?filter=service+mail",
+    ]
+    .into_iter()
+    .map(|request| {
+        let (status, _, body) = ask(request);
+        assert_eq!(status, 403, "{request}: {body}");
+        format!("{request}\n  {body}")
+    })
+    .collect();
+    insta::assert_snapshot!("read_only", answers.join("\n"));
+    assert_eq!(raw(&fake.socket(), "GET /v1/status").2, before);
+    assert_eq!(*fake.changes.lock().expect("the changes"), [""; 0]);
+}
+
+#[test]
+fn readiness_names_what_is_missing() {
+    let fake = Fake::start();
+    let (status, body) = json(&fake, "GET /readyz");
+    assert_eq!((status, &body["status"]), (200, &Value::from("ready")));
+    *fake.reload.lock().expect("the outcome") = Err(Vec::new());
+    let (status, body) = json(&fake, "GET /readyz");
+    assert_eq!(status, 503);
+    assert_eq!(body["details"][0], "eth1 does not carry the program");
+    // It lives all the same.
+    assert_eq!(json(&fake, "GET /healthz").0, 200);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 
 use api_fake::{Fake, raw};
-use lb_userspace::api::socket::claim;
+use lb_userspace::api::socket::{claim, claim_for};
 
 #[test]
 fn the_directory_and_the_socket_are_made_for_the_group() {
@@ -18,6 +18,25 @@ fn the_directory_and_the_socket_are_made_for_the_group() {
     assert_eq!(mode(&path), 0o660);
     assert_eq!(mode(path.parent().expect("a directory")), 0o755);
     drop(socket);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_socket_goes_to_its_group() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("read-only.sock");
+    let own = nix::unistd::getgid().as_raw();
+    // Anybody may give a file to a group of his own; root to any.
+    let wanted = if nix::unistd::geteuid().is_root() { 4711 } else { own };
+    let socket = claim_for("control.read_only_socket", &path, Some(&wanted.to_string())).expect("the socket");
+    let metadata = fs::metadata(&path).expect("it exists");
+    assert_eq!((metadata.gid(), metadata.permissions().mode() & 0o777), (wanted, 0o660));
+    drop(socket);
+    let error = claim_for("control.read_only_socket", &path, Some("no-such-group")).expect_err("no group");
+    let text = error.to_string();
+    assert!(text.contains("no group no-such-group for control.read_only_socket; `getent group`"), "{text}");
     assert!(!path.exists());
 }
 

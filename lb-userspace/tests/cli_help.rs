@@ -33,10 +33,12 @@ fn help_of_every_command() {
         &["doctor"],
         &["trace"],
         &["poll"],
+        &["top"],
         &["monitor"],
         &["import"],
         &["import", "relayd"],
         &["completions"],
+        &["openapi"],
         &["man"],
     ];
     let mut text = String::new();

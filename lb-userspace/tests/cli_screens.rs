@@ -78,6 +78,10 @@ screens! {
     trace_bad_filter: "trace hots 192.0.2.1";
     trace_bad_time: "trace --duration 3d";
     doctor_without_configuration: "doctor -c /nonexistent/matapa.toml";
+    carp: "show carp";
+    sync: "show sync";
+    carp_demote: "carp demote";
+    carp_unknown: "carp promote web";
     drain: "backend drain mx1";
     weight: "backend weight mx1 5";
     weight_of_the_file: "backend weight mx1 file --service mail";
@@ -88,6 +92,9 @@ screens! {
     service_unknown: "service disable web";
     unknown_backend: "backend disable mx9";
     reload: "reload";
+    reload_json: "reload --json";
+    dry_run: "reload --dry-run";
+    dry_run_json: "reload --dry-run --json";
     poll: "poll";
     usage_unknown_command: "shwo";
     usage_unknown_option: "show --jsno";
@@ -122,6 +129,16 @@ fn a_refused_reload_lists_each_error() {
         "/etc/matapa/matapa.toml:9:12: no pool `mx`".to_owned(),
     ]);
     insta::assert_snapshot!(transcript(&fake, "reload"));
+}
+
+#[test]
+fn a_dry_run_tells_of_errors_and_of_nothing_to_do() {
+    let fake = Fake::start();
+    *fake.reload.lock().expect("the outcome") = Ok(0);
+    let nothing = transcript(&fake, "reload --dry-run");
+    *fake.reload.lock().expect("the outcome") =
+        Err(vec!["/etc/matapa/matapa.toml:3:1: unknown key `lisen`; did you mean `listen`?".to_owned()]);
+    insta::assert_snapshot!(format!("{nothing}\n{}", transcript(&fake, "reload --dry-run")));
 }
 
 #[test]

@@ -187,3 +187,41 @@ fn connections_of_clients_that_are_gone_are_not_told_of_every_second() {
     drop((monitor, open, echo));
     rig.finish();
 }
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_read_only_socket_answers_its_group_and_commands_nothing() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let directory = tempfile::tempdir().unwrap();
+    let read_only = directory.path().join("read-only.sock");
+    // Groups by number need no entry in the machine's list.
+    let control = format!(
+        "[control]\ngroup = \"64001\"\nread_only_socket = \"{}\"\nread_only_group = \"64002\"\n",
+        read_only.display()
+    );
+    let (rig, echo) = Rig::echo(&echo_config(NO_CHECK).replacen("[services", &(control + "[services"), 1));
+    let owner = |path: &std::path::Path| {
+        let metadata = std::fs::metadata(path).unwrap();
+        (metadata.gid(), metadata.mode() & 0o777)
+    };
+    assert_eq!(owner(rig.matapa.socket()), (64001, 0o660));
+    assert_eq!(owner(&read_only), (64002, 0o660));
+    let at = |arguments: &[&str]| {
+        let mut command = rig.lab().command(rig.matapa.binary()).unwrap();
+        command.arg("--socket").arg(&read_only).args(arguments);
+        rig.lab().finish(&rig.gateway().netns, command, Duration::from_secs(20)).unwrap()
+    };
+    for question in [&["show"][..], &["show", "flows"], &["reload", "--dry-run"]] {
+        assert_eq!(at(question).code(), Some(0), "{:?}", at(question));
+    }
+    for command in [&["backend", "disable", "mx1"][..], &["reload"], &["poll"], &["trace", "--count", "1"]] {
+        let answer = at(command);
+        assert_eq!(answer.code(), Some(1), "{answer:?}");
+        assert!(answer.stderr.contains("only answers questions"), "{answer:?}");
+    }
+    assert_prompt(&rig.connect_echo());
+    drop(echo);
+    rig.finish();
+    assert!(!read_only.exists(), "the socket is left behind");
+}

@@ -36,6 +36,72 @@ fn removing_one_server_disturbs_no_connection_to_the_others() {
     rig.finish();
 }
 
+/// What a daemon shows, without what time changes.
+fn shown(rig: &Rig) -> serde_json::Value {
+    let mut status: serde_json::Value = rig.matapa.show("summary").unwrap();
+    let mut volatile = vec![&mut status];
+    while let Some(value) = volatile.pop() {
+        match value {
+            serde_json::Value::Object(fields) => {
+                for changing in [
+                    "uptime_seconds",
+                    "checks",
+                    "checks_up",
+                    "last_check_millis",
+                    "availability_percent",
+                    "packets",
+                    "bytes",
+                    "flows",
+                ] {
+                    fields.remove(changing);
+                }
+                volatile.extend(fields.values_mut());
+            }
+            serde_json::Value::Array(items) => volatile.extend(items),
+            _ => {}
+        }
+    }
+    status
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_dry_run_tells_what_a_reload_then_does_and_changes_nothing() {
+    let (rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
+    let before = shown(&rig);
+    let more = echo_config(TCP_CHECK) + &service("more", 8007, "tcp", TCP_CHECK, &[1, 2]);
+    rig.matapa.write_config(&more).unwrap();
+    let text = rig.matapa.cli(&["reload", "--dry-run"]).unwrap();
+    assert_eq!(text.code(), Some(0), "{text:?}");
+    assert!(text.stdout.contains("added    service more\n"), "{text:?}");
+    assert!(text.stdout.ends_with("Nothing was changed.\n"), "{text:?}");
+    let plan = |rig: &Rig| -> serde_json::Value {
+        let answer = rig.matapa.cli(&["reload", "--dry-run", "--json"]).unwrap();
+        serde_json::from_str(&answer.stdout).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
+    };
+    let told = plan(&rig)["operations"].as_array().unwrap().len();
+    assert!(told > 4, "only {told} operations for a new service");
+    assert_eq!(shown(&rig), before);
+    let refused = Rig::connect(rig.client(), vips(8007), Duration::from_millis(300));
+    assert!(refused.iter().all(|attempt| attempt.result.is_err()), "{refused:?}");
+    // A file with errors: which, and exit status 3.
+    rig.matapa.write_config(&more.replace("listen =", "lisen =")).unwrap();
+    let answer = rig.matapa.cli(&["reload", "--dry-run"]).unwrap();
+    assert_eq!(answer.code(), Some(3), "{answer:?}");
+    assert!(answer.stderr.contains("did you mean `listen`?"), "{answer:?}");
+    assert_eq!(shown(&rig), before);
+    // A reload then does as many steps as were told, and another one has none.
+    rig.matapa.write_config(&more).unwrap();
+    let done = rig.matapa.cli(&["reload", "--json"]).unwrap();
+    let done: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(done["operations"], told);
+    assert_ne!(shown(&rig), before);
+    let rest = plan(&rig);
+    assert_eq!(rest["changes"], serde_json::json!([]), "{rest}");
+    drop(echo);
+    rig.finish();
+}
+
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
 fn a_new_service_works_and_a_removed_one_does_not() {

@@ -9,11 +9,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::api::types::CounterValue;
 
 /// `GET /v1/carp`
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct CarpStatus {
     /// In the order of the configuration.
     pub vhids: Vec<VhidStatus>,
@@ -22,7 +23,7 @@ pub struct CarpStatus {
     pub rejected: BTreeMap<String, CounterValue>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct VhidStatus {
     pub name: String,
     pub interface: String,
@@ -53,8 +54,9 @@ pub struct VhidStatus {
     pub transitions: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct PeerStatus {
+    #[schema(value_type = String)]
     pub address: IpAddr,
     pub advbase: u8,
     pub advskew: u8,
@@ -63,7 +65,7 @@ pub struct PeerStatus {
 }
 
 /// Vhids that are demoted together.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct GroupStatus {
     pub name: String,
     pub demotion: u8,
@@ -72,7 +74,7 @@ pub struct GroupStatus {
 }
 
 /// `POST /v1/carp/{promote|demote|release}?name=N` answers with the vhids it was done to.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CarpChange {
     pub wish: String,
     pub vhids: Vec<String>,

@@ -17,7 +17,7 @@ use crate::api::explain::Explanation;
 use crate::api::pools::{ServiceChange, WeightChange};
 use crate::api::sync::SyncStatus;
 use crate::api::types::{
-    AdminState, BackendChange, Checks, Counters, ErrorBody, Flows, ReloadOutcome, Status,
+    AdminState, BackendChange, Checks, Counters, ErrorBody, Flows, ReloadOutcome, ReloadPlan, Status,
 };
 
 /// A daemon that takes longer is stuck.
@@ -59,11 +59,31 @@ fn advice(error: &io::Error) -> &'static str {
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+    /// Where to ask instead when this user may not use `socket`.
+    fallback: Option<PathBuf>,
 }
 
 impl Client {
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { socket: socket.into(), fallback: None }
+    }
+
+    /// Asks at `read_only` where only that is permitted.
+    #[must_use]
+    pub fn or_read_only(self, read_only: impl Into<PathBuf>) -> Self {
+        Self { fallback: Some(read_only.into()), ..self }
+    }
+
+    async fn connect(&self) -> io::Result<UnixStream> {
+        let refused = match UnixStream::connect(&self.socket).await {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => error,
+            other => return other,
+        };
+        match &self.fallback {
+            // What is wrong with the first one is what there is to mend.
+            Some(read_only) => UnixStream::connect(read_only).await.map_err(|_| refused),
+            None => Err(refused),
+        }
     }
 
     pub fn socket(&self) -> &Path {
@@ -162,7 +182,20 @@ impl Client {
     }
 
     pub async fn reload(&self) -> Result<ReloadOutcome, ClientError> {
-        self.parse(&self.call(Method::POST, "/v1/reload", LONG_PATIENCE).await?)
+        self.parse(&self.reload_json().await?)
+    }
+
+    pub async fn reload_json(&self) -> Result<Bytes, ClientError> {
+        self.call(Method::POST, "/v1/reload", LONG_PATIENCE).await
+    }
+
+    /// What a reload would do. Nothing is changed.
+    pub async fn plan_reload(&self) -> Result<ReloadPlan, ClientError> {
+        self.parse(&self.plan_reload_json().await?)
+    }
+
+    pub async fn plan_reload_json(&self) -> Result<Bytes, ClientError> {
+        self.call(Method::GET, "/v1/reload", LONG_PATIENCE).await
     }
 
     /// Runs all checks now and waits for their results.
@@ -229,7 +262,8 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str) -> Result<Response<Incoming>, ClientError> {
-        let stream = UnixStream::connect(&self.socket)
+        let stream = self
+            .connect()
             .await
             .map_err(|source| ClientError::Unreachable { socket: self.socket.clone(), source })?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::packet::tcp::TcpFlags;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::api::types::AdminState;
 use crate::health::Health;
@@ -206,7 +207,7 @@ pub fn flag_names(flags: TcpFlags) -> Vec<String> {
 }
 
 /// The answer. What the packet did not come to is absent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Explanation {
     pub packet: ExplainedPacket,
     /// The listener that it is for.
@@ -220,6 +221,7 @@ pub struct Explanation {
     /// `nat`, `snat`, `dsr`, `ipip` or `gue`.
     pub mode: Option<String>,
     /// With `snat`, what stands for the client.
+    #[schema(value_type = Option<String>)]
     pub stands_for_client: Option<SocketAddr>,
     pub next_hop: Option<ExplainedHop>,
     /// `pass`, `drop`, `transmit` (out of the interface it came from) or `redirect` (out of another one).
@@ -232,9 +234,11 @@ pub struct Explanation {
     pub meaning: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExplainedPacket {
+    #[schema(value_type = String)]
     pub source: IpAddr,
+    #[schema(value_type = String)]
     pub destination: IpAddr,
     pub source_port: Option<u16>,
     pub destination_port: Option<u16>,
@@ -247,7 +251,7 @@ pub struct ExplainedPacket {
     pub vlans: Vec<u16>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExplainedListener {
     pub service: String,
     /// As in the configuration: `203.0.113.10:25/tcp`.
@@ -255,7 +259,7 @@ pub struct ExplainedListener {
     pub scheduler: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExplainedFlow {
     /// Whether it is in the flow table.
     pub known: bool,
@@ -267,7 +271,7 @@ pub struct ExplainedFlow {
 }
 
 /// How a backend was chosen for a flow without one, or another one for a flow that has one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "by", rename_all = "snake_case")]
 pub enum Choice {
     /// The scheduler picks a slot of the listener's table.
@@ -280,10 +284,11 @@ pub enum Choice {
     Fragment,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExplainedBackend {
     pub service: String,
     pub name: String,
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// `None`: the port that the client uses.
     pub port: Option<u16>,
@@ -292,7 +297,7 @@ pub struct ExplainedBackend {
     pub suspect: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExplainedHop {
     pub reach: Reached,
     /// With `known`.
@@ -302,7 +307,7 @@ pub struct ExplainedHop {
 }
 
 /// What the routing table says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reached {
     Known,

@@ -1,12 +1,13 @@
 //! What travels over the API of weights, and of services that are enabled and disabled.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The largest weight of a backend.
 pub const MOST_WEIGHT: u16 = 1000;
 
 /// What a pool is to a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PoolRole {
     Primary,
@@ -15,7 +16,7 @@ pub enum PoolRole {
 }
 
 /// A pool as a service uses it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct PoolStatus {
     pub name: String,
     pub role: PoolRole,
@@ -31,13 +32,13 @@ pub struct PoolStatus {
 }
 
 /// `POST /v1/backends/{name}/weight?value=N&service=S` answers with what it changed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct WeightChange {
     pub backends: Vec<ChangedWeight>,
 }
 
 /// The weight that one backend has now.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ChangedWeight {
     /// `service/backend`
     pub backend: String,
@@ -49,7 +50,7 @@ pub struct ChangedWeight {
 }
 
 /// `POST /v1/services/{name}/{enable|disable}` answers with what it changed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ServiceChange {
     pub service: String,
     pub enabled: bool,

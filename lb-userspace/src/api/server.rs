@@ -4,32 +4,39 @@ use std::convert::Infallible;
 use std::fmt::Debug;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use axum::serve::Listener;
-use axum::{Json, Router};
+use axum::{Json, Router, middleware};
 use futures_util::{Stream, StreamExt as _, stream};
 use serde::Serialize;
-use serde_json::json;
 use tokio::sync::watch;
 use tokio_stream::wrappers::BroadcastStream;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::api::carp::{CarpChange, CarpStatus};
+use crate::api::document::{
+    self, AdminAction, BadConfiguration, CarpAction, Document, NotFound, Refused, ServiceAction, Unavailable,
+};
 use crate::api::error::ApiError;
 use crate::api::explain::{Explanation, Question};
 use crate::api::pools::{self, ServiceChange, WeightChange};
 use crate::api::socket::ControlSocket;
 use crate::api::sync::SyncStatus;
-use crate::api::trace::{DEFAULT_RATE, Filter, MOST_RATE};
-use crate::api::types::{AdminState, BackendChange, Checks, Counters, Flows, ReloadOutcome, Status};
+use crate::api::trace::{DEFAULT_RATE, Filter, MOST_RATE, TraceLine};
+use crate::api::types::{
+    AdminState, BackendChange, Checks, Counters, Event, Flows, PollOutcome, ReloadOutcome, ReloadPlan,
+    Status, Wellbeing,
+};
 use crate::carp::fsm::Wish;
-use crate::control::request::{ControlHandle, Request};
+use crate::control::request::{ControlHandle, Refusal, Request};
 use crate::net::way;
 
 /// Flows listed when the request does not say.
@@ -40,34 +47,21 @@ const MOST_FLOWS: usize = 1_000_000;
 const GRACE: Duration = Duration::from_secs(2);
 /// So that events of the shutdown itself still arrive.
 const LAST_EVENTS: Duration = Duration::from_millis(100);
+/// Refused on a read-only socket, though it is a question.
+const TRACE: &str = "/v1/trace";
+/// Bytes of a parameter's value.
+const LONGEST_VALUE: usize = 4096;
+/// Of an unknown parameter's name, so many characters are repeated.
+const LONGEST_NAME: usize = 64;
 /// A control task that does not answer within this is stuck.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(5);
-
-/// Method, path and query of every route, for people who mistyped one.
-const ROUTES: &[&str] = &[
-    "GET /v1/status",
-    "GET /v1/flows?limit=N&service=S",
-    "GET /v1/checks?service=S",
-    "GET /v1/counters",
-    "GET /v1/events",
-    "GET /v1/explain?source=A:P&destination=A:P/PROTOCOL&flags=F&interface=I&vlan=N",
-    "GET /v1/trace?filter=WORDS&rate=N",
-    "GET /v1/carp",
-    "GET /v1/sync",
-    "POST /v1/carp/{promote|demote|release}?name=N",
-    "POST /v1/backends/{name}/{enable|disable|drain}?service=S",
-    "POST /v1/backends/{name}/weight?value=N&service=S",
-    "POST /v1/services/{name}/{enable|disable}",
-    "POST /v1/reload",
-    "POST /v1/poll",
-    "GET /healthz",
-];
 
 #[derive(Clone, Debug)]
 struct Api {
     control: ControlHandle,
     /// True once the daemon stops; ends the event streams, which would otherwise never end.
     closing: watch::Receiver<bool>,
+    document: Arc<Document>,
 }
 
 /// Answers on `socket` until `shutdown` resolves, then finishes what it is answering.
@@ -79,13 +73,34 @@ pub async fn serve(
     control: ControlHandle,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
+    serve_with(socket, control, shutdown, |router| router).await
+}
+
+/// As [`serve`], but answers questions only: whatever changes something is refused.
+///
+/// # Errors
+/// When the socket cannot be used.
+pub async fn serve_read_only(
+    socket: ControlSocket,
+    control: ControlHandle,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    serve_with(socket, control, shutdown, |router| router.layer(middleware::from_fn(only_questions))).await
+}
+
+async fn serve_with(
+    socket: ControlSocket,
+    control: ControlHandle,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+    guard: impl FnOnce(Router) -> Router,
+) -> io::Result<()> {
     let listener = socket.into_listener()?;
     let (close, closing) = watch::channel(false);
     let shutdown = async move {
         shutdown.await;
         close.send_replace(true);
     };
-    serve_until(listener, router(control, closing), shutdown).await
+    serve_until(listener, guard(router(control, closing)), shutdown).await
 }
 
 /// Serves until `shutdown` resolves; what is being answered then has [`GRACE`] to finish.
@@ -115,32 +130,57 @@ where
 }
 
 fn router(control: ControlHandle, closing: watch::Receiver<bool>) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/flows", get(flows))
-        .route("/v1/checks", get(checks))
-        .route("/v1/counters", get(counters))
-        .route("/v1/events", get(events))
-        .route("/v1/explain", get(explain))
-        .route("/v1/trace", get(trace))
-        .route("/v1/backends/{name}/{action}", post(set_admin))
-        .route("/v1/backends/{name}/weight", post(set_weight))
-        .route("/v1/services/{name}/{action}", post(set_service))
-        .route("/v1/carp", get(carp))
-        .route("/v1/sync", get(sync))
-        .route("/v1/carp/{action}", post(set_carp))
-        .route("/v1/reload", post(reload))
-        .route("/v1/poll", post(poll))
-        .route("/healthz", get(healthz))
+    let (routes, document) = routes().split_for_parts();
+    routes
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Api { control, closing })
+        .layer(middleware::from_fn(without_body))
+        .with_state(Api { control, closing, document: Arc::new(Document::new(&document)) })
 }
 
-async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiError> {
+/// Every route with its description.
+fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::with_openapi(document::frame())
+        .routes(routes!(status))
+        .routes(routes!(flows))
+        .routes(routes!(checks))
+        .routes(routes!(counters))
+        .routes(routes!(events))
+        .routes(routes!(explain))
+        .routes(routes!(trace))
+        .routes(routes!(carp))
+        .routes(routes!(sync))
+        .routes(routes!(set_carp))
+        .routes(routes!(set_admin))
+        .routes(routes!(set_weight))
+        .routes(routes!(set_service))
+        .routes(routes!(plan_reload, reload))
+        .routes(routes!(poll))
+        .routes(routes!(describe))
+        .routes(routes!(healthz))
+        .routes(routes!(readyz))
+}
+
+/// What the API is, for programs: OpenAPI 3.1 as JSON, the same that `GET /v1/openapi.json` answers with.
+pub fn description() -> String {
+    Document::new(&routes().split_for_parts().1).json.clone()
+}
+
+#[utoipa::path(get, path = "/v1/status", summary = "Interfaces, services and backends",
+    responses((status = 200, description = "Done", body = Status), Refused)
+)]
+async fn status(State(api): State<Api>, query: Pairs) -> Result<Json<Status>, ApiError> {
+    Parameters::new(query, &[])?;
     Ok(Json(api.control.ask(Request::Status).await?))
 }
 
+#[utoipa::path(get, path = "/v1/flows", summary = "Connections in the flow table",
+    params(
+        ("limit" = Option<u32>, Query, description = "At most so many", maximum = 1_000_000, example = 100),
+        ("service" = Option<String>, Query, description = "Only of this service", example = "mail")
+    ),
+    responses((status = 200, description = "Done", body = Flows), Refused, NotFound)
+)]
 async fn flows(State(api): State<Api>, query: Pairs) -> Result<Json<Flows>, ApiError> {
     let mut parameters = Parameters::new(query, &["limit", "service"])?;
     let limit = parameters.take("limit").map_or(Ok(DEFAULT_FLOWS), |text| limit(&text))?;
@@ -155,15 +195,33 @@ fn limit(text: &str) -> Result<usize, ApiError> {
     })
 }
 
+#[utoipa::path(get, path = "/v1/checks", summary = "The last ten results of each check",
+    params(("service" = Option<String>, Query, description = "Only of this service", example = "mail")),
+    responses((status = 200, description = "Done", body = Checks), Refused, NotFound)
+)]
 async fn checks(State(api): State<Api>, query: Pairs) -> Result<Json<Checks>, ApiError> {
     let service = Parameters::new(query, &["service"])?.take("service");
     Ok(Json(api.control.ask(|reply| Request::Checks { service, reply }).await??))
 }
 
-async fn counters(State(api): State<Api>) -> Result<Json<Counters>, ApiError> {
+#[utoipa::path(get, path = "/v1/counters", summary = "Why packets were forwarded, passed or dropped",
+    responses((status = 200, description = "Done", body = Counters), Refused)
+)]
+async fn counters(State(api): State<Api>, query: Pairs) -> Result<Json<Counters>, ApiError> {
+    Parameters::new(query, &[])?;
     Ok(Json(api.control.ask(Request::Counters).await?))
 }
 
+#[utoipa::path(get, path = "/v1/explain", summary = "What the loaded program would do with a packet",
+    params(
+        ("source" = String, Query, description = "ADDRESS:PORT, or an address alone for protocols without ports", example = "192.0.2.1:40000"),
+        ("destination" = String, Query, description = "ADDRESS:PORT, with /tcp (the default) or /udp, or ADDRESS/icmp, /icmp6, /NUMBER", example = "203.0.113.10:25/tcp"),
+        ("flags" = Option<String>, Query, description = "TCP's flags with commas: syn, ack, fin, rst, or none", example = "syn"),
+        ("interface" = Option<String>, Query, description = "Where it comes in; unless given, where the way to the source goes out", example = "eth0"),
+        ("vlan" = Option<String>, Query, description = "A VLAN's number, or two as OUTER,INNER", example = "10")
+    ),
+    responses((status = 200, description = "Done", body = Explanation), Refused, NotFound)
+)]
 async fn explain(State(api): State<Api>, query: Pairs) -> Result<Json<Explanation>, ApiError> {
     let mut parameters = Parameters::new(query, &["source", "destination", "flags", "interface", "vlan"])?;
     let mut needed = |name: &str| {
@@ -186,6 +244,13 @@ async fn explain(State(api): State<Api>, query: Pairs) -> Result<Json<Explanatio
     Ok(Json(api.control.ask(|reply| Request::Explain { question, towards, reply }).await??))
 }
 
+#[utoipa::path(get, path = "/v1/trace", summary = "What the program decides for packets, one JSON object for each line, until one side ends it",
+    params(
+        ("filter" = Option<String>, Query, description = "Words that must all hold: host ADDRESS, src ADDRESS, dst ADDRESS, port N, proto P, service NAME, reason NAME, drop", example = "service mail"),
+        ("rate" = Option<u32>, Query, description = "Tell of at most so many packets a second", minimum = 1, example = 1000)
+    ),
+    responses((status = 200, description = "Done", body = TraceLine, content_type = "application/x-ndjson"), Refused, NotFound)
+)]
 async fn trace(State(api): State<Api>, query: Pairs) -> Result<Response, ApiError> {
     let mut parameters = Parameters::new(query, &["filter", "rate"])?;
     let words = parameters.take("filter").unwrap_or_default();
@@ -206,11 +271,15 @@ fn rate(text: &str) -> Result<u32, ApiError> {
     })
 }
 
-async fn events(State(api): State<Api>) -> Response {
+#[utoipa::path(get, path = "/v1/events", summary = "Events as they happen, one JSON object for each line, until one side ends it",
+    responses((status = 200, description = "Done", body = Event, content_type = "application/x-ndjson"), Refused)
+)]
+async fn events(State(api): State<Api>, query: Pairs) -> Result<Response, ApiError> {
+    Parameters::new(query, &[])?;
     let events = BroadcastStream::new(api.control.subscribe())
         // A reader that fell behind sees the gap in the event numbers.
         .map(|received| received.ok().and_then(|event| line(&event)));
-    lines_until_closing(api, events)
+    Ok(lines_until_closing(api, events))
 }
 
 /// An answer that goes on until one side ends it.
@@ -239,12 +308,22 @@ fn line(value: &impl Serialize) -> Option<String> {
     }
 }
 
+#[utoipa::path(post, path = "/v1/backends/{name}/{action}", summary = "Enable, disable or drain a backend",
+    params(
+        ("name" = String, Path, description = "The backend", example = "mx1"),
+        ("action" = AdminAction, Path, description = "What to do with it", example = "drain"),
+        ("service" = Option<String>, Query, description = "In this service only", example = "mail")
+    ),
+    responses((status = 200, description = "Done", body = BackendChange), Refused, NotFound)
+)]
 async fn set_admin(
     State(api): State<Api>,
     path: Result<Path<(String, String)>, PathRejection>,
     query: Pairs,
 ) -> Result<Json<BackendChange>, ApiError> {
     let Path((backend, action)) = path.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let (backend, action) =
+        (short_enough("the backend's name", backend)?, short_enough("the action", action)?);
     let state = match action.as_str() {
         "enable" => AdminState::Enabled,
         "disable" => AdminState::Disabled,
@@ -259,12 +338,21 @@ async fn set_admin(
     Ok(Json(change))
 }
 
+#[utoipa::path(post, path = "/v1/backends/{name}/weight", summary = "Give a backend another share of the new connections",
+    params(
+        ("name" = String, Path, description = "The backend", example = "mx1"),
+        ("value" = String, Query, description = "0 to 1000, or `file` for what the file says", example = "5"),
+        ("service" = Option<String>, Query, description = "In this service only", example = "mail")
+    ),
+    responses((status = 200, description = "Done", body = WeightChange), Refused, NotFound)
+)]
 async fn set_weight(
     State(api): State<Api>,
     path: Result<Path<String>, PathRejection>,
     query: Pairs,
 ) -> Result<Json<WeightChange>, ApiError> {
     let Path(backend) = path.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let backend = short_enough("the backend's name", backend)?;
     let mut parameters = Parameters::new(query, &["value", "service"])?;
     let value = parameters.take("value").ok_or_else(|| {
         ApiError::bad_request("value is missing; such as /v1/backends/mx1/weight?value=5".to_owned())
@@ -275,12 +363,21 @@ async fn set_weight(
     Ok(Json(change))
 }
 
+#[utoipa::path(post, path = "/v1/services/{name}/{action}", summary = "Enable or disable a service",
+    params(
+        ("name" = String, Path, description = "The service", example = "mail"),
+        ("action" = ServiceAction, Path, description = "What to do with it", example = "disable")
+    ),
+    responses((status = 200, description = "Done", body = ServiceChange), Refused, NotFound)
+)]
 async fn set_service(
     State(api): State<Api>,
     path: Result<Path<(String, String)>, PathRejection>,
     query: Pairs,
 ) -> Result<Json<ServiceChange>, ApiError> {
     let Path((service, action)) = path.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let (service, action) =
+        (short_enough("the service's name", service)?, short_enough("the action", action)?);
     let enabled = match action.as_str() {
         "enable" => true,
         "disable" => false,
@@ -294,20 +391,36 @@ async fn set_service(
     Ok(Json(change))
 }
 
-async fn carp(State(api): State<Api>) -> Result<Json<CarpStatus>, ApiError> {
+#[utoipa::path(get, path = "/v1/carp", summary = "Shared addresses",
+    responses((status = 200, description = "Done", body = CarpStatus), Refused)
+)]
+async fn carp(State(api): State<Api>, query: Pairs) -> Result<Json<CarpStatus>, ApiError> {
+    Parameters::new(query, &[])?;
     Ok(Json(api.control.ask(Request::Carp).await?))
 }
 
-async fn sync(State(api): State<Api>) -> Result<Json<SyncStatus>, ApiError> {
+#[utoipa::path(get, path = "/v1/sync", summary = "Flow synchronisation with the other gateway",
+    responses((status = 200, description = "Done", body = SyncStatus), Refused)
+)]
+async fn sync(State(api): State<Api>, query: Pairs) -> Result<Json<SyncStatus>, ApiError> {
+    Parameters::new(query, &[])?;
     Ok(Json(api.control.ask(Request::Sync).await?))
 }
 
+#[utoipa::path(post, path = "/v1/carp/{action}", summary = "Decide who has the shared addresses",
+    params(
+        ("action" = CarpAction, Path, description = "What to be", example = "release"),
+        ("name" = Option<String>, Query, description = "Only of this carp", example = "mail")
+    ),
+    responses((status = 200, description = "Done", body = CarpChange), Refused, NotFound)
+)]
 async fn set_carp(
     State(api): State<Api>,
     path: Result<Path<String>, PathRejection>,
     query: Pairs,
 ) -> Result<Json<CarpChange>, ApiError> {
     let Path(action) = path.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let action = short_enough("the action", action)?;
     let wish = match action.as_str() {
         "promote" => Wish::Promoted,
         "demote" => Wish::Demoted,
@@ -322,21 +435,68 @@ async fn set_carp(
     Ok(Json(change))
 }
 
-async fn reload(State(api): State<Api>) -> Result<Json<ReloadOutcome>, ApiError> {
+#[utoipa::path(get, path = "/v1/reload", summary = "What a reload would change; nothing is done",
+    responses((status = 200, description = "Done", body = ReloadPlan), Refused, BadConfiguration)
+)]
+async fn plan_reload(State(api): State<Api>, query: Pairs) -> Result<Json<ReloadPlan>, ApiError> {
+    Parameters::new(query, &[])?;
+    Ok(Json(api.control.ask(Request::PlanReload).await??))
+}
+
+#[utoipa::path(post, path = "/v1/reload", summary = "Apply the configuration file again",
+    responses((status = 200, description = "Done", body = ReloadOutcome), Refused, BadConfiguration)
+)]
+async fn reload(State(api): State<Api>, query: Pairs) -> Result<Json<ReloadOutcome>, ApiError> {
+    // Whoever writes ?dry_run=true must not get a reload.
+    Parameters::new(query, &[])?;
     Ok(Json(api.control.ask(Request::Reload).await??))
 }
 
-async fn poll(State(api): State<Api>) -> Result<Response, ApiError> {
+#[utoipa::path(post, path = "/v1/poll", summary = "Run all checks now; answered when each has a result",
+    responses((status = 200, description = "Done", body = PollOutcome), Refused)
+)]
+async fn poll(State(api): State<Api>, query: Pairs) -> Result<Json<PollOutcome>, ApiError> {
+    Parameters::new(query, &[])?;
     api.control.ask(Request::Poll).await?;
-    Ok(Json(json!({})).into_response())
+    Ok(Json(PollOutcome {}))
 }
 
-async fn healthz(State(api): State<Api>) -> Result<Response, ApiError> {
-    match tokio::time::timeout(HEALTHY_WITHIN, api.control.ask(Request::Status)).await {
-        Ok(answer) => {
-            answer?;
-            Ok(Json(json!({ "status": "ok" })).into_response())
-        }
+#[utoipa::path(get, path = "/v1/openapi.json", summary = "This description",
+    responses((status = 200, description = "Done", body = serde_json::Value), Refused)
+)]
+async fn describe(State(api): State<Api>, query: Pairs) -> Result<Response, ApiError> {
+    Parameters::new(query, &[])?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], api.document.json.clone()).into_response())
+}
+
+#[utoipa::path(get, path = "/healthz", summary = "Whether the daemon lives: its control task answers",
+    responses((status = 200, description = "Done", body = Wellbeing), Refused, Unavailable)
+)]
+async fn healthz(State(api): State<Api>, query: Pairs) -> Result<Json<Wellbeing>, ApiError> {
+    Parameters::new(query, &[])?;
+    in_time(api.control.ask(Request::Readiness)).await?;
+    Ok(Json(Wellbeing { status: "ok".to_owned() }))
+}
+
+#[utoipa::path(get, path = "/readyz", summary = "Whether it forwards as configured: the maps are up to date and every interface has the program",
+    responses((status = 200, description = "Done", body = Wellbeing), Refused, Unavailable)
+)]
+async fn readyz(State(api): State<Api>, query: Pairs) -> Result<Json<Wellbeing>, ApiError> {
+    Parameters::new(query, &[])?;
+    let details = in_time(api.control.ask(Request::Readiness)).await?;
+    if details.is_empty() {
+        return Ok(Json(Wellbeing { status: "ready".to_owned() }));
+    }
+    let mut error =
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not everything is forwarded as configured");
+    error.body.details = details;
+    Err(error)
+}
+
+/// For questions that tell whether it lives at all.
+async fn in_time<T>(answer: impl Future<Output = Result<T, Refusal>>) -> Result<T, ApiError> {
+    match tokio::time::timeout(HEALTHY_WITHIN, answer).await {
+        Ok(answer) => Ok(answer?),
         Err(_) => Err(ApiError::new(
             StatusCode::SERVICE_UNAVAILABLE,
             format!("the control task has not answered for {} s", HEALTHY_WITHIN.as_secs()),
@@ -344,22 +504,49 @@ async fn healthz(State(api): State<Api>) -> Result<Response, ApiError> {
     }
 }
 
-async fn unknown_route(method: Method, uri: Uri) -> ApiError {
+async fn unknown_route(State(api): State<Api>, method: Method, uri: Uri) -> ApiError {
     let mut error =
         ApiError::new(StatusCode::NOT_FOUND, format!("there is no {method} {}; there are", uri.path()));
-    error.body.details = ROUTES.iter().map(|&route| route.to_owned()).collect();
+    error.body.details = api.document.routes.iter().map(ToString::to_string).collect();
     error
 }
 
-async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+async fn wrong_method(State(api): State<Api>, method: Method, uri: Uri) -> ApiError {
     let path = uri.path();
-    let reads = ROUTES.iter().filter_map(|route| route.strip_prefix("GET "));
-    let right = if reads.filter_map(|route| route.split('?').next()).any(|route| route == path) {
-        "GET"
-    } else {
-        "POST"
-    };
+    let right = api.document.methods(path).join(" or ");
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} does not take {method}; use {right}"))
+}
+
+/// A question changes nothing, and a trace puts another program on the interfaces.
+async fn only_questions(request: axum::extract::Request, next: middleware::Next) -> Response {
+    let (method, path) = (request.method(), request.uri().path());
+    if [Method::GET, Method::HEAD].contains(method) && path != TRACE {
+        return next.run(request).await;
+    }
+    let error = format!(
+        "{method} {path} is refused here: this socket only answers questions; what changes something goes to \
+         control.socket, for which you must be root or in its group"
+    );
+    ApiError::new(StatusCode::FORBIDDEN, error).into_response()
+}
+
+/// Everything is said by path and query: a body would be meant for something that does not happen.
+async fn without_body(request: axum::extract::Request, next: middleware::Next) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let (method, path) = (request.method(), request.uri().path());
+    let error = format!("{method} {path} takes no body: put everything into the path and the query");
+    ApiError::bad_request(error).into_response()
+}
+
+fn short_enough(what: &str, text: String) -> Result<String, ApiError> {
+    if text.len() > LONGEST_VALUE {
+        let length = text.len();
+        let error = format!("{what} is {length} bytes long; none has more than {LONGEST_VALUE}");
+        return Err(ApiError::bad_request(error));
+    }
+    Ok(text)
 }
 
 type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
@@ -370,13 +557,24 @@ struct Parameters(Vec<(String, String)>);
 impl Parameters {
     fn new(pairs: Pairs, known: &[&str]) -> Result<Self, ApiError> {
         let Query(pairs) = pairs.map_err(|error| ApiError::bad_request(error.body_text()))?;
-        for (index, (name, _)) in pairs.iter().enumerate() {
+        for (index, (name, value)) in pairs.iter().enumerate() {
             if !known.contains(&name.as_str()) {
-                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                return Err(ApiError::bad_request(format!("unknown parameter {name:?}; known: {known}")));
+                let known = if known.is_empty() {
+                    "there are none".to_owned()
+                } else {
+                    format!("known: {}", known.join(", "))
+                };
+                let name = name.chars().take(LONGEST_NAME).collect::<String>();
+                return Err(ApiError::bad_request(format!("unknown parameter {name:?}; {known}")));
             }
             if pairs.iter().take(index).any(|(earlier, _)| earlier == name) {
                 return Err(ApiError::bad_request(format!("{name} is given twice")));
+            }
+            if value.len() > LONGEST_VALUE {
+                let length = value.len();
+                return Err(ApiError::bad_request(format!(
+                    "{name} is {length} bytes long; nothing it can mean has more than {LONGEST_VALUE}"
+                )));
             }
         }
         Ok(Self(pairs))
@@ -385,5 +583,34 @@ impl Parameters {
     fn take(&mut self, name: &str) -> Option<String> {
         let index = self.0.iter().position(|(known, _)| known == name)?;
         Some(self.0.swap_remove(index).1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The router does not list its routes, but it prints them. `/` is where its fallback for all else hangs.
+    #[test]
+    fn every_route_of_the_router_is_described() {
+        let (router, document) = routes().split_for_parts();
+        let printed = format!("{router:?}");
+        let served: BTreeSet<&str> = printed
+            .split('"')
+            .filter(|text| text.len() > 1 && text.starts_with('/') && !text.contains("__private"))
+            .collect();
+        let described: BTreeSet<&str> = document.paths.paths.keys().map(String::as_str).collect();
+        assert_eq!(served, described);
+        assert!(served.len() > 10, "{served:?}");
+    }
+
+    #[test]
+    fn methods_are_those_of_the_path() {
+        let document = Document::new(&routes().split_for_parts().1);
+        assert_eq!(document.methods("/v1/reload"), ["GET", "POST"]);
+        assert_eq!(document.methods("/v1/backends/mx1/drain"), ["POST"]);
+        assert_eq!(document.methods("/v1/carp"), ["GET"]);
     }
 }

@@ -14,6 +14,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, socket, sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Gid, Group};
 use tokio::net::{UnixListener, UnixStream, unix};
 
 /// Owner and group may talk to the daemon, others may not.
@@ -37,24 +38,41 @@ pub struct ControlSocket {
 /// # Errors
 /// When another daemon answers there, when something else is in the way, or when the system refuses.
 pub fn claim(path: &Path) -> Result<ControlSocket> {
+    claim_for("control.socket", path, None)
+}
+
+/// As [`claim`], for the members of a group. `key` is what the configuration calls it.
+///
+/// # Errors
+/// Also when there is no such group, or the daemon may not give its socket to it.
+pub fn claim_for(key: &str, path: &Path, group: Option<&str>) -> Result<ControlSocket> {
     let length = path.as_os_str().len();
     if length > LONGEST_PATH {
         bail!(
-            "control.socket is {length} bytes long and a Unix socket's path can have {LONGEST_PATH}; \
+            "{key} is {length} bytes long and a Unix socket's path can have {LONGEST_PATH}; \
              choose a shorter one"
         );
     }
     let path = std::path::absolute(path).with_context(|| format!("cannot resolve {}", path.display()))?;
-    let directory = path.parent().ok_or_else(|| anyhow!("control.socket is a directory, not a file"))?;
+    let directory = path.parent().ok_or_else(|| anyhow!("{key} is a directory, not a file"))?;
+    let group = group.map(|name| group_id(key, name)).transpose()?;
     create_directory(directory)
-        .with_context(|| format!("cannot create the directory {} of control.socket", directory.display()))?;
+        .with_context(|| format!("cannot create the directory {} of {key}", directory.display()))?;
     // Without the lock two daemons starting at once could each take the other's fresh socket for a stale one.
-    let _lock = lock(directory)?;
-    make_room(&path)?;
+    let _lock = lock(key, directory)?;
+    make_room(key, &path)?;
     let listener = listen_on(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
     let metadata =
         fs::symlink_metadata(&path).with_context(|| format!("cannot inspect {}", path.display()))?;
     let path = OwnedPath { device: metadata.dev(), inode: metadata.ino(), path };
+    if let Some(gid) = group {
+        std::os::unix::fs::lchown(&path.path, None, Some(gid.as_raw())).with_context(|| {
+            format!(
+                "cannot give {} to its group; that takes root, and CAP_CHOWN in a service's unit",
+                path.path.display()
+            )
+        })?;
+    }
     Ok(ControlSocket { listener, path })
 }
 
@@ -113,6 +131,16 @@ impl Drop for OwnedPath {
     }
 }
 
+/// A group by its name, or by its number where no group has that name.
+fn group_id(key: &str, name: &str) -> Result<Gid> {
+    let found =
+        Group::from_name(name).with_context(|| format!("cannot look up the group {name} for {key}"))?;
+    let number = || name.parse().ok().map(Gid::from_raw);
+    found.map(|group| group.gid).or_else(number).ok_or_else(|| {
+        anyhow!("there is no group {name} for {key}; `getent group` lists those that there are, `groupadd {name}` makes it")
+    })
+}
+
 fn create_directory(directory: &Path) -> io::Result<()> {
     if directory.is_dir() {
         return Ok(());
@@ -122,7 +150,7 @@ fn create_directory(directory: &Path) -> io::Result<()> {
     fs::set_permissions(directory, Permissions::from_mode(0o755))
 }
 
-fn lock(directory: &Path) -> Result<Flock<File>> {
+fn lock(key: &str, directory: &Path) -> Result<Flock<File>> {
     let mut file = File::open(directory)
         .with_context(|| format!("cannot open the directory {}", directory.display()))?;
     let started = Instant::now();
@@ -134,7 +162,7 @@ fn lock(directory: &Path) -> Result<Flock<File>> {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err((_, error)) => bail!(
-                "cannot lock the directory {} of control.socket: {}; is another matapa daemon starting there?",
+                "cannot lock the directory {} of {key}: {}; is another matapa daemon starting there?",
                 directory.display(),
                 error.desc()
             ),
@@ -143,14 +171,14 @@ fn lock(directory: &Path) -> Result<Flock<File>> {
 }
 
 /// Removes what a dead daemon left; refuses to remove anything else.
-fn make_room(path: &Path) -> Result<()> {
+fn make_room(key: &str, path: &Path) -> Result<()> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| format!("cannot inspect {}", path.display())),
     };
     if !metadata.file_type().is_socket() {
-        bail!("{} exists and is not a socket; remove it or choose another control.socket", path.display());
+        bail!("{} exists and is not a socket; remove it or choose another {key}", path.display());
     }
     match StdStream::connect(path) {
         Ok(stream) => {
@@ -160,7 +188,7 @@ fn make_room(path: &Path) -> Result<()> {
                 .map(|peer| format!(" (pid {})", peer.pid()))
                 .unwrap_or_default();
             bail!(
-                "another matapa daemon{owner} owns {}; stop it or give this one another control.socket",
+                "another matapa daemon{owner} owns {}; stop it or give this one another {key}",
                 path.display()
             )
         }

@@ -9,11 +9,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::api::types::CounterValue;
 
 /// How far the other gateway and this one have come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PeerState {
     /// Nothing acceptable has been heard yet.
@@ -42,10 +43,11 @@ impl PeerState {
 }
 
 /// `GET /v1/sync`
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct SyncStatus {
     /// Everything else is empty when it is not.
     pub configured: bool,
+    #[schema(value_type = Option<String>)]
     pub peer: Option<IpAddr>,
     pub interface: String,
     pub state: PeerState,

@@ -6,6 +6,7 @@ use lb_common::abi::net::{Be16, mapped};
 use lb_common::abi::trace::TraceFilter;
 use lb_common::verdict::Reason;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::explain::protocol_number;
 
@@ -142,7 +143,7 @@ fn reason(text: &str) -> Result<Reason, String> {
 }
 
 /// One line of `GET /v1/trace?filter=WORDS&rate=N` (newline-delimited JSON, as they come).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TraceLine {
     /// Seconds since the epoch, with fraction.
     pub time: f64,
@@ -151,7 +152,9 @@ pub struct TraceLine {
     /// The outer VLAN tag's number.
     pub vlan: Option<u16>,
     /// `None` when it is not IP; so for the next ones.
+    #[schema(value_type = Option<String>)]
     pub source: Option<IpAddr>,
+    #[schema(value_type = Option<String>)]
     pub destination: Option<IpAddr>,
     pub source_port: Option<u16>,
     pub destination_port: Option<u16>,

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::pools::PoolStatus;
 use crate::health::Health;
 
 /// Whether an operator wants a backend used. Kept across reloads and restarts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AdminState {
     #[default]
@@ -21,7 +22,7 @@ pub enum AdminState {
 }
 
 /// `GET /v1/status`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     pub version: String,
     pub pid: u32,
@@ -31,7 +32,7 @@ pub struct Status {
     pub services: Vec<ServiceStatus>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct InterfaceStatus {
     pub name: String,
     pub index: u32,
@@ -39,7 +40,7 @@ pub struct InterfaceStatus {
     pub mode: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ServiceStatus {
     pub id: u32,
     pub name: String,
@@ -61,7 +62,7 @@ pub struct ServiceStatus {
     pub backends: Vec<BackendStatus>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ServiceState {
     /// At least one backend takes new flows.
@@ -72,10 +73,11 @@ pub enum ServiceState {
     Disabled,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {
     pub id: u32,
     pub name: String,
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// `None`: the port the client connected to.
     pub port: Option<u16>,
@@ -104,7 +106,7 @@ pub struct BackendStatus {
     pub checks_up: u64,
     /// The text of the last failure, while not up.
     pub last_error: Option<String>,
-    /// Of that failure: [`crate::health::CheckError::number`].
+    /// The number of that failure; docs/health-checks.md lists them.
     #[serde(default)]
     pub last_error_number: Option<u16>,
     pub last_check_millis: Option<u64>,
@@ -126,13 +128,16 @@ pub struct BackendStatus {
 }
 
 /// One line of `GET /v1/flows`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct FlowStatus {
     pub service: String,
     pub backend: String,
     pub protocol: String,
+    #[schema(value_type = String)]
     pub client: SocketAddr,
+    #[schema(value_type = String)]
     pub vip: SocketAddr,
+    #[schema(value_type = String)]
     pub server: SocketAddr,
     /// `opening`, `established`, `closing`, ...
     pub state: String,
@@ -140,7 +145,7 @@ pub struct FlowStatus {
 }
 
 /// `GET /v1/flows?limit=N&service=S`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Flows {
     /// How many there are in all; `flows` holds at most the limit asked for.
     pub total: u64,
@@ -149,13 +154,13 @@ pub struct Flows {
 }
 
 /// `GET /v1/checks?service=S`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Checks {
     pub backends: Vec<BackendChecks>,
 }
 
 /// What the checks of a backend have found lately.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BackendChecks {
     pub service: String,
     pub backend: String,
@@ -170,7 +175,7 @@ pub struct BackendChecks {
     pub results: Vec<CheckResult>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CheckResult {
     /// When the verdict fell, in seconds since the epoch.
     pub time: f64,
@@ -178,17 +183,17 @@ pub struct CheckResult {
     pub millis: u64,
     /// Why it failed, if it did.
     pub error: Option<String>,
-    /// A number for each kind of failure: [`crate::health::CheckError::number`].
+    /// The number of that failure; docs/health-checks.md lists them.
     pub error_number: Option<u16>,
 }
 
 /// `GET /v1/counters`: why packets were forwarded, passed or dropped.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Counters {
     pub counters: BTreeMap<String, CounterValue>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CounterValue {
     pub value: u64,
     /// `forward`, `pass`, `drop` or `note`.
@@ -197,7 +202,7 @@ pub struct CounterValue {
 }
 
 /// One line of `GET /v1/events` (newline-delimited JSON, as they happen).
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// Counts up from 1 for each daemon.
     pub number: u64,
@@ -207,7 +212,7 @@ pub struct Event {
     pub kind: EventKind,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum EventKind {
     Health {
@@ -289,10 +294,12 @@ pub enum EventKind {
     },
     /// The other gateway is there, or there again.
     SyncPeerUp {
+        #[schema(value_type = String)]
         peer: IpAddr,
     },
     /// It has been silent for some seconds.
     SyncPeerDown {
+        #[schema(value_type = String)]
         peer: IpAddr,
     },
     /// All its flows are here.
@@ -305,7 +312,7 @@ pub enum EventKind {
 }
 
 /// `POST /v1/backends/{name}/{enable|disable|drain}?service=S` answers with what it changed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BackendChange {
     pub state: AdminState,
     /// `service/backend` of each one changed.
@@ -313,14 +320,62 @@ pub struct BackendChange {
 }
 
 /// `POST /v1/reload`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ReloadOutcome {
     /// Map operations that were needed; 0 when nothing changed.
     pub operations: u64,
 }
 
+/// `GET /v1/reload`: what `POST /v1/reload` would do now. Nothing is changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReloadPlan {
+    /// What the file says otherwise than the running configuration.
+    pub changes: Vec<ConfigChange>,
+    /// What would be done to the kernel's maps, one sentence each, in this order.
+    pub operations: Vec<String>,
+    /// What would not take effect by a reload, and what to do for it.
+    pub warnings: Vec<String>,
+}
+
+/// One thing that the file has, lacks, or has in another form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ConfigChange {
+    pub change: ChangeKind,
+    /// `service mail`, `backend mail/mx1`, `interfaces`
+    pub subject: String,
+    pub aspects: Vec<ChangedAspect>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeKind {
+    Added,
+    Removed,
+    Changed,
+}
+
+/// Without `from` it is new, without `to` it goes; without both it is something that must not be shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChangedAspect {
+    /// Empty where the subject says it all.
+    pub name: String,
+    pub from: Option<String>,
+    pub to: Option<String>,
+}
+
+/// `POST /v1/poll`: every check has a result.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PollOutcome {}
+
+/// `GET /healthz`, `GET /readyz`: all is well.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Wellbeing {
+    /// `ok` or `ready`.
+    pub status: String,
+}
+
 /// Every answer outside 2xx.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     /// One sentence: what was wrong and what to do instead.
     pub error: String,

@@ -67,6 +67,8 @@ pub struct Cli {
 
 /// Where a daemon listens whose configuration does not say.
 pub const DEFAULT_SOCKET: &str = "/run/matapa/control.sock";
+/// Where questions go when this user may not use [`DEFAULT_SOCKET`].
+pub const DEFAULT_READ_ONLY_SOCKET: &str = "/run/matapa/read-only.sock";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Color {
@@ -154,9 +156,10 @@ Only what differs is changed; health, flows and counters of the rest are kept. A
 refused whole (exit status 3) and the running configuration stays.
 
 Examples:
-  matapa check && matapa reload
+  matapa reload --dry-run && matapa reload
+  matapa reload --dry-run --json | jq -r '.operations[]'
 ")]
-    Reload,
+    Reload(Reload),
     /// Stop forwarding and remove what is pinned in the kernel
     #[command(after_help = "\
 Stop the daemon first. Traffic to the services then ends at this machine. MATAPA_PIN_DIR names the directory of \
@@ -218,6 +221,15 @@ Examples:
   matapa trace proto tcp reason no_backend --json | jq .source
 ")]
     Trace(Trace),
+    /// Services, backends, their traffic and events, live on a terminal
+    #[command(after_help = "\
+Keys: up and down choose a backend; d drains, e enables, x disables it; s sorts, / filters, h helps, q quits.
+
+Examples:
+  matapa top
+  matapa top --interval 0.5
+")]
+    Top(TopArgs),
     /// Print events as they happen
     #[command(after_help = "\
 Times are UTC. Ends with exit status 4 when the daemon goes away.
@@ -246,6 +258,15 @@ Examples:
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
+    /// Print what the API is, for programs: OpenAPI 3.1 as JSON
+    #[command(after_help = "\
+The daemon itself answers with the same at /v1/openapi.json.
+
+Examples:
+  matapa openapi | jq '.paths | keys'
+  curl --unix-socket /run/matapa/control.sock http://localhost/v1/openapi.json
+")]
+    Openapi,
     /// Write the manual pages into a directory
     #[command(after_help = "\
 Examples:
@@ -442,6 +463,16 @@ pub struct BackendName {
 }
 
 #[derive(Debug, Args)]
+pub struct Reload {
+    /// Say what would change, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the API's JSON, one line, instead of sentences
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct Explain {
     /// Where the packet comes from: ADDRESS:PORT, or an address alone for protocols without ports
     #[arg(value_name = "SOURCE")]
@@ -512,6 +543,13 @@ pub struct Trace {
 }
 
 #[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Ask the daemon every so many seconds
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interval)]
+    pub interval: Duration,
+}
+
+#[derive(Debug, Args)]
 pub struct Monitor {
     /// Print the API's JSON, one line for each event
     #[arg(long)]
@@ -545,8 +583,11 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let wrong =
-        || "give seconds from 0.1 to 86400, such as 5 (and name what to show before --watch)".to_owned();
+    interval(text).map_err(|wrong| format!("{wrong} (and name what to show before --watch)"))
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let wrong = || "give seconds from 0.1 to 86400, such as 5".to_owned();
     let number: f64 = text.parse().map_err(|_| wrong())?;
     if !(0.1..=86_400.0).contains(&number) {
         return Err(wrong());

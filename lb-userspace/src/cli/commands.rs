@@ -4,7 +4,6 @@ use crate::api::client::Client;
 use crate::api::types::AdminState;
 use crate::cli::args::{BackendCommand, BackendWeight, CarpCommand, ServiceCommand};
 use crate::cli::exit::Failure;
-use crate::cli::monitor::changes;
 use crate::cli::output::print;
 use crate::cli::table::{admin, clean};
 
@@ -67,12 +66,6 @@ pub async fn carp(client: &Client, command: CarpCommand) -> Result<(), Failure> 
     let lines: String =
         change.vhids.iter().map(|vhid| format!("{}: {}\n", clean(vhid), clean(&change.wish))).collect();
     print(&lines)
-}
-
-/// `matapa reload`
-pub async fn reload(client: &Client) -> Result<(), Failure> {
-    let outcome = client.reload().await?;
-    print(&format!("reloaded: {}\n", changes(outcome.operations)))
 }
 
 /// `matapa poll`

@@ -14,10 +14,12 @@ pub mod import;
 pub mod logging;
 pub mod monitor;
 pub mod output;
+pub mod reload;
 pub mod screens;
 pub mod show;
 pub mod sync;
 pub mod table;
+pub mod top;
 pub mod trace;
 
 use std::ffi::OsString;
@@ -27,7 +29,8 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 
 use crate::api::client::Client;
-use crate::cli::args::{Cli, Command, DEFAULT_SOCKET, ImportCommand, RunArgs};
+use crate::api::server;
+use crate::cli::args::{Cli, Command, DEFAULT_READ_ONLY_SOCKET, DEFAULT_SOCKET, ImportCommand, RunArgs};
 pub use crate::cli::exit::{ExitCode, Failure};
 
 /// The commands that do their work in this process, without a daemon to ask.
@@ -80,23 +83,28 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 fn dispatch(cli: Cli, hooks: &Hooks) -> Result<(), Failure> {
     let given = cli.socket;
-    let client = Client::new(given.clone().unwrap_or_else(|| DEFAULT_SOCKET.into()));
+    let client = match &given {
+        Some(socket) => Client::new(socket),
+        None => Client::new(DEFAULT_SOCKET).or_read_only(DEFAULT_READ_ONLY_SOCKET),
+    };
     match cli.command {
         Command::Run(arguments) => (hooks.run)(&arguments, given.as_deref()),
         Command::Check(file) => (hooks.check)(&file.config, output::errors_in_color()),
         Command::Detach => (hooks.detach)(),
         Command::Import(ImportCommand::Relayd(arguments)) => import::relayd(&arguments),
         Command::Completions { shell } => generate::completions(shell),
+        Command::Openapi => output::print(&format!("{}\n", server::description())),
         Command::Man { directory } => generate::man(&directory),
         Command::Show(arguments) => block_on(show::show(&client, arguments)),
         Command::Service(command) => block_on(commands::service(&client, command)),
         Command::Backend(command) => block_on(commands::backend(&client, command)),
         Command::Carp(command) => block_on(commands::carp(&client, command)),
-        Command::Reload => block_on(commands::reload(&client)),
+        Command::Reload(arguments) => block_on(reload::reload(&client, &arguments)),
         Command::Explain(arguments) => block_on(explain::explain(&client, &arguments)),
         Command::Doctor(arguments) => block_on(doctor::doctor(&arguments, given)),
         Command::Poll => block_on(commands::poll(&client)),
         Command::Trace(arguments) => block_on(trace::trace(&client, &arguments, cli.verbose > 0)),
+        Command::Top(arguments) => block_on(top::top(&client, &arguments)),
         Command::Monitor(arguments) => block_on(monitor::monitor(&client, arguments.json)),
     }
 }

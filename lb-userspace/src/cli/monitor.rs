@@ -31,8 +31,13 @@ pub async fn monitor(client: &Client, json: bool) -> Result<(), Failure> {
             ))?;
         }
         last = Some(event.number);
-        print(&format!("{} {}\n", stamp(event.time), clean(&sentence(&event.kind))))?;
+        print(&format!("{}\n", event_line(&event)))?;
     }
+}
+
+/// Time and sentence, for a terminal.
+pub fn event_line(event: &Event) -> String {
+    format!("{} {}", stamp(event.time), clean(&sentence(&event.kind)))
 }
 
 fn sentence(kind: &EventKind) -> String {

@@ -8,7 +8,8 @@ use super::forwarding::rewrites;
 use super::services::DEFAULT_NEW_FLOW_LIMIT;
 use super::values::{clip, quote, show_duration};
 use super::{
-    Backend, Check, Config, Flows, Forward, OnDown, Pool, Probe, Quorum, RCODES, Service, Smtp, WhenEmpty,
+    Backend, Check, Config, Control, Flows, Forward, OnDown, Pool, Probe, Quorum, RCODES, Service, Smtp,
+    WhenEmpty,
 };
 
 /// Says in a few lines what a configuration does: equal configurations give equal text.
@@ -36,7 +37,13 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
         Some(address) => format!("metrics on http://{address}/metrics"),
         None => "no metrics".to_owned(),
     };
-    writeln!(out, "control socket {}, {metrics}", config.control.socket.display())?;
+    let of =
+        |group: &Option<String>| group.as_ref().map(|name| format!(" (group {name})")).unwrap_or_default();
+    let Control { socket, group, read_only_socket, read_only_group, metrics: _ } = &config.control;
+    writeln!(out, "control socket {}{}, {metrics}", socket.display(), of(group))?;
+    if let Some(socket) = read_only_socket {
+        writeln!(out, "read-only socket {}{}", socket.display(), of(read_only_group))?;
+    }
     for carp in &config.carp {
         super::carp::write(out, carp)?;
     }
@@ -47,7 +54,8 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
         writeln!(out, "tunnels have their sources in {} and {}", tunnel.source4, tunnel.source6)?;
     }
     for service in &config.services {
-        write_service(out, config, service)?;
+        let Some(pool) = config.pools.get(service.pool) else { continue };
+        write_service(out, service, pool, service.backup.and_then(|index| config.pools.get(index)))?;
     }
     Ok(())
 }
@@ -55,7 +63,7 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
 /// Bytes of a flow: its word, and its tuple for those who list it.
 const FLOW_BYTES: u64 = 8 + 32;
 
-fn write_flows(out: &mut String, flows: &Flows) -> std::fmt::Result {
+pub(super) fn write_flows(out: &mut String, flows: &Flows) -> std::fmt::Result {
     let places = flows.capacity.next_power_of_two();
     let kib = u64::from(places) * FLOW_BYTES / 1024;
     let size = if kib.is_multiple_of(1024) { format!("{} MiB", kib / 1024) } else { format!("{kib} KiB") };
@@ -75,7 +83,13 @@ fn write_flows(out: &mut String, flows: &Flows) -> std::fmt::Result {
     )
 }
 
-fn write_service(out: &mut String, config: &Config, service: &Service) -> std::fmt::Result {
+/// `backup`: the pool of that name, if the service has one.
+pub(super) fn write_service(
+    out: &mut String,
+    service: &Service,
+    pool: &Pool,
+    backup: Option<&Pool>,
+) -> std::fmt::Result {
     let disabled = if service.enabled { "" } else { ", disabled: it takes no new connections" };
     writeln!(out, "\nservice {}{disabled}", service.name)?;
     let listen: Vec<String> = service.listen.iter().map(ToString::to_string).collect();
@@ -114,9 +128,8 @@ fn write_service(out: &mut String, config: &Config, service: &Service) -> std::f
         WhenEmpty::Reset => writeln!(out, "  when empty  new connections are refused at once")?,
         WhenEmpty::Pass => writeln!(out, "  when empty  new connections are left to this machine")?,
     }
-    let Some(pool) = config.pools.get(service.pool) else { return Ok(()) };
     write_pool(out, "pool  ", pool)?;
-    let Some(backup) = service.backup.and_then(|index| config.pools.get(index)) else { return Ok(()) };
+    let Some(backup) = backup else { return Ok(()) };
     let hold = match service.backup_hold {
         Duration::ZERO => String::new(),
         hold => format!(", and until it has been there again for {}", show_duration(hold)),
@@ -125,7 +138,7 @@ fn write_service(out: &mut String, config: &Config, service: &Service) -> std::f
     write_pool(out, "backup", backup)
 }
 
-fn write_pool(out: &mut String, role: &str, pool: &Pool) -> std::fmt::Result {
+pub(super) fn write_pool(out: &mut String, role: &str, pool: &Pool) -> std::fmt::Result {
     match &pool.check {
         Some(check) => write_check(out, check)?,
         None => writeln!(out, "  checks      nothing: backends are taken as up")?,
@@ -280,7 +293,7 @@ fn show_range((first, last): (u16, u16)) -> String {
     if first == last { first.to_string() } else { format!("{first}-{last}") }
 }
 
-fn show_target(backend: &Backend) -> String {
+pub(super) fn show_target(backend: &Backend) -> String {
     match backend.port {
         Some(port) => SocketAddr::new(backend.address, port).to_string(),
         None => backend.address.to_string(),

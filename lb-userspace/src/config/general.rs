@@ -12,6 +12,10 @@ use super::values::{self, quote};
 use super::{Control, Flows, Prefix, Tunnel, XdpMode};
 
 const DEFAULT_SOCKET: &str = "/run/matapa/control.sock";
+/// Where the command line looks for it. Nothing listens there unless the file says so.
+const DEFAULT_READ_ONLY_SOCKET: &str = "/run/matapa/read-only.sock";
+/// `LOGIN_NAME_MAX`, which useradd and its like keep to.
+const LONGEST_GROUP: usize = 256;
 /// `sun_path` without its final NUL.
 const LONGEST_SOCKET: usize = 107;
 /// `IFNAMSIZ` without its final NUL.
@@ -69,7 +73,13 @@ pub(super) fn read_xdp_mode(errors: &mut Errors, entry: Entry<'_>) -> XdpMode {
 
 /// `[control]`, which may be absent.
 pub(super) fn read_control(errors: &mut Errors, entry: Option<Entry<'_>>) -> Control {
-    let mut control = Control { socket: PathBuf::from(DEFAULT_SOCKET), metrics: None };
+    let mut control = Control {
+        socket: PathBuf::from(DEFAULT_SOCKET),
+        group: None,
+        read_only_socket: None,
+        read_only_group: None,
+        metrics: None,
+    };
     let Some(entry) = entry else { return control };
     let Some(table) = entry.value.get_ref().as_table() else {
         let help = format!("write `[control]` and below it `socket = \"{DEFAULT_SOCKET}\"`");
@@ -77,19 +87,48 @@ pub(super) fn read_control(errors: &mut Errors, entry: Option<Entry<'_>>) -> Con
         return control;
     };
     let known = Known::read(errors, Place::Control, table);
-    if let Some(socket) = known.get("socket").and_then(|entry| read_socket(errors, entry)) {
+    if let Some(socket) = known.get("socket").and_then(|entry| read_socket(errors, entry, DEFAULT_SOCKET)) {
         control.socket = socket;
+    }
+    control.group = known.get("group").and_then(|entry| read_group(errors, entry));
+    let read_only = known.get("read_only_socket");
+    control.read_only_socket =
+        read_only.and_then(|entry| read_socket(errors, entry, DEFAULT_READ_ONLY_SOCKET));
+    if let Some(entry) = read_only.filter(|_| control.read_only_socket.as_ref() == Some(&control.socket)) {
+        let error = errors.at(entry.span(), "`read_only_socket` is the path of `socket`");
+        error.help(format!("give it a path of its own, such as \"{DEFAULT_READ_ONLY_SOCKET}\""));
+    }
+    if let Some(entry) = known.get("read_only_group") {
+        control.read_only_group = read_group(errors, entry);
+        if known.lacks("read_only_socket") {
+            let error = errors.at(entry.key.span, "`read_only_group` has no socket to be for");
+            error.help(format!("add `read_only_socket = \"{DEFAULT_READ_ONLY_SOCKET}\"`, or remove it"));
+        }
     }
     control.metrics = known.get("metrics").and_then(|entry| read_metrics(errors, entry));
     control
 }
 
-fn read_socket(errors: &mut Errors, entry: Entry<'_>) -> Option<PathBuf> {
-    let help = format!("write an absolute path, such as \"{DEFAULT_SOCKET}\"");
-    let text = document::text(errors, "socket", entry.value, "a path in quotes", &help)?;
+/// The name of a group, or its number. Whether there is one is seen when the socket is made: another machine may check
+/// the file.
+fn read_group(errors: &mut Errors, entry: Entry<'_>) -> Option<String> {
+    let key = entry.key.value;
+    let help = format!("write the name of a group, such as `{key} = \"adm\"`; `getent group` lists them");
+    let text = document::text(errors, key, entry.value, "the name of a group in quotes", &help)?;
+    let wrong = |c: char| c.is_whitespace() || c.is_control() || matches!(c, ':' | ',' | '/');
+    if text.value.is_empty() || text.value.len() > LONGEST_GROUP || text.value.contains(wrong) {
+        errors.at(text.span, format!("`{key}` is no name of a group: {}", quote(text.value))).help(help);
+        return None;
+    }
+    Some(text.value.to_owned())
+}
+
+fn read_socket(errors: &mut Errors, entry: Entry<'_>, example: &str) -> Option<PathBuf> {
+    let help = format!("write an absolute path, such as \"{example}\"");
+    let text = document::text(errors, entry.key.value, entry.value, "a path in quotes", &help)?;
     if text.value.len() > LONGEST_SOCKET {
         let wrong = format!("the control socket's path has {} bytes", text.value.len());
-        let help = format!("write a path of at most {LONGEST_SOCKET} bytes, such as \"{DEFAULT_SOCKET}\"");
+        let help = format!("write a path of at most {LONGEST_SOCKET} bytes, such as \"{example}\"");
         errors.at(text.span, wrong).help(help);
         return None;
     }

@@ -10,6 +10,7 @@ mod checks;
 mod cluster;
 mod cross;
 mod diagnostics;
+mod differences;
 mod document;
 mod explain;
 mod forwarding;
@@ -34,6 +35,7 @@ pub use carp::{Carp, CarpDialect, CarpMac, Password, VirtualAddress, check_passw
 pub use cluster::{Cluster, Sync};
 pub use diagnostics::{Diagnostic, Diagnostics};
 pub(crate) use diagnostics::{Errors, Span};
+pub use differences::{Aspect, Difference, Kind, differences};
 pub use explain::explain;
 pub use load::{ConfigError, load, parse};
 pub use probes::{
@@ -104,6 +106,12 @@ pub enum XdpMode {
 pub struct Control {
     /// HTTP/JSON over this Unix socket. Default `/run/matapa/control.sock`.
     pub socket: PathBuf,
+    /// Whose members may use `socket` besides its owner, by name or number. `None`: the daemon's own group.
+    pub group: Option<String>,
+    /// A second socket, which answers questions and changes nothing; off when absent.
+    pub read_only_socket: Option<PathBuf>,
+    /// As `group`, of `read_only_socket`.
+    pub read_only_group: Option<String>,
     /// Prometheus metrics over HTTP; off when absent.
     pub metrics: Option<SocketAddr>,
 }

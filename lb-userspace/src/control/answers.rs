@@ -19,6 +19,9 @@ impl Control {
             Request::Status(reply) => {
                 let _ = reply.send(self.status());
             }
+            Request::Readiness(reply) => {
+                let _ = reply.send(self.unready());
+            }
             Request::Flows { limit, service, reply } => {
                 let _ = reply.send(self.flows(limit, service.as_deref()));
             }
@@ -47,6 +50,9 @@ impl Control {
             Request::Reload(reply) => {
                 let _ = reply.send(self.reload());
             }
+            Request::PlanReload(reply) => {
+                let _ = reply.send(self.plan_reload());
+            }
             Request::Poll(reply) => self.runner.poll(reply),
         }
     }
@@ -60,6 +66,16 @@ impl Control {
             attached: &self.attached,
             started: self.started,
         })
+    }
+
+    /// What keeps it from forwarding as configured.
+    fn unready(&self) -> Vec<String> {
+        let behind = self.behind.then(|| {
+            "the kernel's maps are not up to date: a step failed, and is tried again every second".to_owned()
+        });
+        let bare = |name: &&String| !self.attached.iter().any(|attached| attached.name == **name);
+        let missing = self.config.interfaces.iter().filter(bare);
+        behind.into_iter().chain(missing.map(|name| format!("{name} does not carry the program"))).collect()
     }
 
     pub(super) fn flows(&mut self, limit: usize, service: Option<&str>) -> Result<Flows, Refusal> {

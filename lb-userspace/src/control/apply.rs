@@ -14,10 +14,29 @@ use crate::carp;
 use crate::config::{self, Config, Forward};
 use crate::daemon::host;
 use crate::dataplane::desired::desired;
+use crate::dataplane::image::Image;
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach;
 use crate::dataplane::plan::plan;
 use crate::dataplane::{Dataplane, Maps as _};
+
+pub(super) const CAPACITY_STAYS: &str = "flows.capacity is used when the flow table is made, and this one goes on as it \
+    is; run `matapa detach` and start the daemon again to change it (this interrupts forwarding)";
+
+/// What a reload needs, ready to be used.
+pub(super) struct Prepared {
+    pub config: Config,
+    pub state: State,
+    /// What the maps would hold.
+    pub image: Image,
+    interfaces: Vec<(String, u32)>,
+    vhids: Vec<carp::plan::Plan>,
+    sync: Option<crate::sync::task::Plan>,
+}
+
+fn refuse(text: impl std::fmt::Display) -> Refusal {
+    Refusal::Invalid(format!("{text}; nothing was changed"))
+}
 
 impl Control {
     /// Makes the maps what configuration and state say. Says how many steps it took; what fails is tried again at the
@@ -41,35 +60,11 @@ impl Control {
 
     /// Reads the file again and applies the difference. When anything is wrong with it, nothing changes.
     pub(super) fn reload(&mut self) -> Result<ReloadOutcome, Refusal> {
-        let new = match config::load(&self.config_file) {
-            Ok(new) => new,
-            Err(error) => {
-                let lines = error.lines();
-                self.emit(EventKind::ReloadRefused { errors: lines.clone() });
-                return Err(Refusal::Configuration(lines));
-            }
-        };
-        let refuse = |text: String| Refusal::Invalid(format!("{text}; nothing was changed"));
-        if new.control != self.config.control {
-            return Err(refuse(
-                "control.socket and control.metrics cannot change while the daemon runs: restart it, \
-                 forwarding goes on meanwhile"
-                    .to_owned(),
-            ));
+        let prepared = self.prepare_reload();
+        if let Err(Refusal::Configuration(lines)) = &prepared {
+            self.emit(EventKind::ReloadRefused { errors: lines.clone() });
         }
-        let interfaces = attach::resolve(&new.interfaces).map_err(|error| refuse(format!("{error:#}")))?;
-        let mut state = self.state.clone();
-        state.inherit(&new, self.dataplane.image());
-        state.retain(&new);
-        state.settle(&new, self.dataplane.image(), Instant::now());
-        // Found out before anything is touched.
-        let capacity = self.dataplane.maps().capacity();
-        desired(&new, &state, self.dataplane.image(), capacity).map_err(|error| refuse(error.to_string()))?;
-
-        let vhids = carp::plan::prepare(&new.carp).map_err(|error| refuse(format!("{error:#}")))?;
-
-        let sync = FlowSync::prepare(&new).map_err(|error| refuse(format!("{error:#}")))?;
-
+        let Prepared { config: new, state, interfaces, vhids, sync, .. } = prepared?;
         let services = self.service_states();
         // An interface that was removed and made again has another number.
         let same =
@@ -88,10 +83,7 @@ impl Control {
             }
         }
         if new.flows.capacity != self.config.flows.capacity {
-            warn!(
-                "flows.capacity is used when the flow table is made, and this one goes on as it is; run `matapa detach` \
-                 and start the daemon again to change it (this interrupts forwarding)"
-            );
+            warn!("{CAPACITY_STAYS}");
         }
         let steps = match bring(&mut self.dataplane, &new, &state, &self.sync) {
             Ok(steps) => steps,
@@ -111,6 +103,30 @@ impl Control {
         self.tell_services(&services);
         self.emit(EventKind::Reload { operations: steps as u64 });
         Ok(ReloadOutcome { operations: steps as u64 })
+    }
+
+    /// Everything that can be found out before anything is touched.
+    ///
+    /// # Errors
+    /// When the file, or something that it names, cannot be used.
+    pub(super) fn prepare_reload(&self) -> Result<Prepared, Refusal> {
+        let new = config::load(&self.config_file).map_err(|error| Refusal::Configuration(error.lines()))?;
+        if new.control != self.config.control {
+            return Err(refuse(
+                "what is in [control] cannot change while the daemon runs: restart it, \
+                 forwarding goes on meanwhile",
+            ));
+        }
+        let interfaces = attach::resolve(&new.interfaces).map_err(|error| refuse(format!("{error:#}")))?;
+        let mut state = self.state.clone();
+        state.inherit(&new, self.dataplane.image());
+        state.retain(&new);
+        state.settle(&new, self.dataplane.image(), Instant::now());
+        let capacity = self.dataplane.maps().capacity();
+        let image = desired(&new, &state, self.dataplane.image(), capacity).map_err(refuse)?;
+        let vhids = carp::plan::prepare(&new.carp).map_err(|error| refuse(format!("{error:#}")))?;
+        let sync = FlowSync::prepare(&new).map_err(|error| refuse(format!("{error:#}")))?;
+        Ok(Prepared { config: new, state, image, interfaces, vhids, sync })
     }
 
     /// Puts the program where the running configuration wants it: a change of mode takes it off before it is known

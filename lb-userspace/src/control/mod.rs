@@ -2,8 +2,9 @@
 //!
 //! [`state`] is what is known: configuration, health, the operator's wishes; pure. [`task`] joins it with the packet
 //! path, the checks and the API: requests, check results and a tick come in one after the other, so nothing needs a
-//! lock. `apply` is its way to maps and interfaces, `answers` what it tells the API, [`explain`] and [`tracing`] what it
-//! tells of single packets, [`wishes`] what an operator wants, [`choices`] which of several pools and backends are used, [`held`] its loop for fragments, [`passive`] what it notices itself.
+//! lock. `apply` is its way to maps and interfaces, `preview` tells what it would do, `answers` what it tells the API,
+//! [`explain`] and [`tracing`] what it tells of single packets, [`wishes`] what an operator wants, [`choices`] which of
+//! several pools and backends are used, [`held`] its loop for fragments, [`passive`] what it notices itself.
 
 mod answers;
 mod apply;
@@ -12,6 +13,7 @@ pub mod choices;
 pub mod explain;
 pub mod held;
 pub mod passive;
+mod preview;
 pub mod request;
 pub mod resets;
 pub mod state;

@@ -7,7 +7,9 @@ use crate::api::explain::{Explanation, Question};
 use crate::api::pools::{ServiceChange, WeightChange};
 use crate::api::sync::SyncStatus;
 use crate::api::trace::Filter;
-use crate::api::types::{AdminState, BackendChange, Checks, Counters, Event, Flows, ReloadOutcome, Status};
+use crate::api::types::{
+    AdminState, BackendChange, Checks, Counters, Event, Flows, ReloadOutcome, ReloadPlan, Status,
+};
 use crate::carp::fsm::Wish;
 use crate::control::tracing::Trace;
 
@@ -34,6 +36,8 @@ pub(super) type Reply<T> = oneshot::Sender<T>;
 #[derive(Debug)]
 pub enum Request {
     Status(Reply<Status>),
+    /// What keeps it from forwarding as configured, one sentence each; nothing when all is well.
+    Readiness(Reply<Vec<String>>),
     Flows {
         limit: usize,
         service: Option<String>,
@@ -84,6 +88,8 @@ pub enum Request {
         reply: Reply<Result<CarpChange, Refusal>>,
     },
     Reload(Reply<Result<ReloadOutcome, Refusal>>),
+    /// What a reload would do.
+    PlanReload(Reply<Result<ReloadPlan, Refusal>>),
     /// Run all checks now; answered when each has a result.
     Poll(Reply<()>),
 }

@@ -59,7 +59,18 @@ pub fn run(options: &Options, config: Config) -> anyhow::Result<()> {
 
 async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
     let started = Instant::now();
-    let socket = socket::claim(options.socket.as_ref().unwrap_or(&config.control.socket))?;
+    let socket = socket::claim_for(
+        "control.socket",
+        options.socket.as_ref().unwrap_or(&config.control.socket),
+        config.control.group.as_deref(),
+    )?;
+    let read_only = match &config.control.read_only_socket {
+        Some(path) => {
+            let group = config.control.read_only_group.as_deref();
+            Some(socket::claim_for("control.read_only_socket", path, group)?)
+        }
+        None => None,
+    };
     let metrics_listener = match config.control.metrics {
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
@@ -163,6 +174,8 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     let api = tokio::spawn(server::serve(socket, handle.clone(), until(stopped.clone())));
+    let read_only = read_only
+        .map(|socket| tokio::spawn(server::serve_read_only(socket, handle.clone(), until(stopped.clone()))));
     let metrics = metrics_listener
         .map(|listener| tokio::spawn(metrics::serve(listener, handle.clone(), until(stopped.clone()))));
     let follower = match follow::spawn(epoch, interfaces_to, until(stopped.clone())) {
@@ -183,6 +196,9 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
 
     stop.send_replace(true);
     report_end("API", api.await);
+    if let Some(read_only) = read_only {
+        report_end("read-only API", read_only.await);
+    }
     if let Some(metrics) = metrics {
         report_end("metrics", metrics.await);
     }

@@ -9,6 +9,8 @@ use lb_common::abi::{BackendFlags, Features, SiblingKey, Side};
 use super::endpoints::Endpoint;
 use super::image::{BackendEntry, Id, Image, ListenerEntry, Table, TunnelSources};
 
+pub mod words;
+
 /// One step. Each leaves the maps in a state that packets can live with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {

@@ -6,17 +6,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use lb_userspace::api::carp::CarpStatus;
+use lb_common::verdict::Reason;
+use lb_userspace::api::carp::{CarpChange, CarpStatus, GroupStatus, PeerStatus, VhidStatus};
 use lb_userspace::api::explain::{
     Carries, Choice, ExplainedBackend, ExplainedFlow, ExplainedHop, ExplainedListener, ExplainedPacket,
     Explanation, Question, Reached, flag_names,
 };
 use lb_userspace::api::pools::{ChangedWeight, PoolRole, PoolStatus, ServiceChange, WeightChange};
-use lb_userspace::api::sync::SyncStatus;
+use lb_userspace::api::sync::{PeerState, SyncStatus};
 use lb_userspace::api::trace::TraceLine;
 use lb_userspace::api::types::{
-    AdminState, BackendChange, BackendChecks, BackendStatus, CheckResult, Checks, CounterValue, Counters,
-    Event, EventKind, FlowStatus, Flows, InterfaceStatus, ReloadOutcome, ServiceState, ServiceStatus, Status,
+    AdminState, BackendChange, BackendChecks, BackendStatus, ChangeKind, ChangedAspect, CheckResult, Checks,
+    ConfigChange, CounterValue, Counters, Event, EventKind, FlowStatus, Flows, InterfaceStatus,
+    ReloadOutcome, ReloadPlan, ServiceState, ServiceStatus, Status,
 };
 use lb_userspace::api::{metrics, server, socket};
 use lb_userspace::control::request::{ControlHandle, Refusal, Request};
@@ -31,6 +33,8 @@ pub struct Fake {
     /// `Err` makes the next reloads refused with these lines.
     pub reload: Arc<Mutex<Result<u64, Vec<String>>>>,
     pub metrics: std::net::SocketAddr,
+    /// What was done to it, in order.
+    pub changes: Arc<Mutex<Vec<String>>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -39,18 +43,21 @@ impl Fake {
     pub fn start() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = socket::claim(&directory.path().join("control.sock")).expect("the socket");
+        let read_only = socket::claim(&directory.path().join("read-only.sock")).expect("the socket");
         let (events, _) = broadcast::channel(64);
         let reload = Arc::new(Mutex::new(Ok(3)));
+        let changes = Arc::new(Mutex::new(Vec::new()));
         let (stop, stopped) = oneshot::channel::<()>();
         let (address, metrics) = std::sync::mpsc::channel();
         let thread = std::thread::spawn({
             let (events, reload) = (events.clone(), Arc::clone(&reload));
+            let changes = Arc::clone(&changes);
             move || {
                 let runtime =
                     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
                 runtime.block_on(async {
                     let (requests, inbox) = mpsc::channel(8);
-                    tokio::spawn(answer(inbox, reload));
+                    tokio::spawn(answer(inbox, reload, changes));
                     let handle = ControlHandle::new(requests, events);
                     let listener =
                         metrics::bind("127.0.0.1:0".parse().expect("an address")).await.expect("bound");
@@ -59,16 +66,21 @@ impl Fake {
                     let shutdown = async {
                         let _ = stopped.await;
                     };
+                    tokio::spawn(server::serve_read_only(read_only, handle.clone(), std::future::pending()));
                     server::serve(socket, handle, shutdown).await.expect("serving");
                 });
             }
         });
         let metrics = metrics.recv().expect("the metrics address");
-        Self { directory, events, reload, metrics, stop: Some(stop), thread: Some(thread) }
+        Self { directory, events, reload, metrics, changes, stop: Some(stop), thread: Some(thread) }
     }
 
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("control.sock")
+    }
+
+    pub fn read_only_socket(&self) -> PathBuf {
+        self.directory.path().join("read-only.sock")
     }
 
     /// Asks it to stop and waits until it has.
@@ -95,11 +107,32 @@ impl Drop for Fake {
     }
 }
 
-async fn answer(mut inbox: mpsc::Receiver<Request>, reload: Arc<Mutex<Result<u64, Vec<String>>>>) {
+async fn answer(
+    mut inbox: mpsc::Receiver<Request>,
+    reload: Arc<Mutex<Result<u64, Vec<String>>>>,
+    changes: Arc<Mutex<Vec<String>>>,
+) {
+    let changed = |what: String| changes.lock().expect("the changes").push(what);
+    let mut wanted: BTreeMap<String, AdminState> = BTreeMap::new();
     while let Some(request) = inbox.recv().await {
         // A caller that has gone away needs no answer.
         match request {
-            Request::Status(reply) => drop(reply.send(status())),
+            Request::Status(reply) => {
+                let mut status = status();
+                for service in &mut status.services {
+                    for backend in &mut service.backends {
+                        if let Some(admin) = wanted.get(&format!("{}/{}", service.name, backend.name)) {
+                            backend.admin = *admin;
+                        }
+                    }
+                }
+                drop(reply.send(status));
+            }
+            Request::Readiness(reply) => {
+                let unready = reload.lock().expect("the outcome").is_err();
+                let reasons = unready.then(|| "eth1 does not carry the program".to_owned());
+                drop(reply.send(reasons.into_iter().collect()));
+            }
             Request::Flows { limit, service, reply } => drop(reply.send(flows(limit, service.as_deref()))),
             Request::Explain { question, reply, .. } => drop(reply.send(explanation(&question))),
             Request::Trace { filter, reply, .. } => match filter.service.as_deref() {
@@ -120,7 +153,12 @@ async fn answer(mut inbox: mpsc::Receiver<Request>, reload: Arc<Mutex<Result<u64
             Request::Checks { service, reply } => drop(reply.send(checks(service.as_deref()))),
             Request::Counters(reply) => drop(reply.send(counters())),
             Request::SetAdmin { backend, service, state, reply } => {
-                drop(reply.send(set_admin(&backend, service.as_deref(), state)));
+                let done = set_admin(&backend, service.as_deref(), state);
+                for name in done.iter().flat_map(|change| &change.backends) {
+                    wanted.insert(name.clone(), state);
+                    changed(format!("{name} {state:?}"));
+                }
+                drop(reply.send(done));
             }
             Request::SetWeight { backend, service, weight, reply } => {
                 drop(reply.send(set_weight(&backend, service.as_deref(), weight)));
@@ -131,15 +169,132 @@ async fn answer(mut inbox: mpsc::Receiver<Request>, reload: Arc<Mutex<Result<u64
             Request::Reload(reply) => {
                 let outcome = reload.lock().expect("the outcome").clone();
                 let outcome = outcome.map(|operations| ReloadOutcome { operations });
+                changed("reload".to_owned());
                 drop(reply.send(outcome.map_err(Refusal::Configuration)));
             }
-            Request::Carp(reply) => drop(reply.send(CarpStatus::default())),
-            Request::Sync(reply) => drop(reply.send(SyncStatus::default())),
-            Request::SetCarp { reply, .. } => {
-                drop(reply.send(Err(Refusal::NotFound("no carp is configured".to_owned()))));
+            Request::PlanReload(reply) => {
+                let outcome = reload.lock().expect("the outcome").clone();
+                let outcome = outcome.map(|operations| reload_plan(operations > 0));
+                drop(reply.send(outcome.map_err(Refusal::Configuration)));
             }
-            Request::Poll(reply) => drop(reply.send(())),
+            Request::Carp(reply) => drop(reply.send(carp())),
+            Request::Sync(reply) => drop(reply.send(sync())),
+            Request::SetCarp { name, wish, reply } => match name.as_deref() {
+                None | Some("mail") => {
+                    let wish = format!("{wish:?}").to_lowercase();
+                    changed(format!("carp {wish}"));
+                    drop(reply.send(Ok(CarpChange { wish, vhids: vec!["mail".to_owned()] })));
+                }
+                Some(name) => {
+                    drop(
+                        reply.send(Err(Refusal::NotFound(format!("there is no carp {name}; there is mail")))),
+                    );
+                }
+            },
+            Request::Poll(reply) => {
+                changed("poll".to_owned());
+                let _ = reply.send(());
+            }
         }
+    }
+}
+
+/// A master that hears another gateway.
+fn carp() -> CarpStatus {
+    let vhid = VhidStatus {
+        name: "mail".to_owned(),
+        interface: "eth0".to_owned(),
+        vhid: 10,
+        state: "master".to_owned(),
+        since_seconds: 41,
+        reason: "no advertisement for 3.000 s".to_owned(),
+        wish: "released".to_owned(),
+        addresses: vec!["203.0.113.10/24".to_owned()],
+        group: "carp".to_owned(),
+        preempt: true,
+        advbase: 1,
+        advskew: 0,
+        advertised_advbase: 1,
+        advertised_advskew: 0,
+        demotion: 0,
+        peer: Some(PeerStatus {
+            address: "203.0.113.3".parse().expect("an address"),
+            advbase: 1,
+            advskew: 100,
+            demotion: 0,
+            seconds_ago: 40.5,
+        }),
+        sent: 41,
+        send_errors: 0,
+        received: 2,
+        transitions: 2,
+    };
+    let group = GroupStatus { name: "carp".to_owned(), demotion: 0, owners: BTreeMap::new() };
+    let bad = CounterValue { value: 1, verdict: "drop".to_owned(), help: "the digest is wrong".to_owned() };
+    CarpStatus { vhids: vec![vhid], groups: vec![group], rejected: [("carp_digest".to_owned(), bad)].into() }
+}
+
+/// A pair that knows the same flows.
+fn sync() -> SyncStatus {
+    SyncStatus {
+        configured: true,
+        peer: Some("10.0.0.2".parse().expect("an address")),
+        interface: "eth2".to_owned(),
+        state: PeerState::Synchronised,
+        session: "5f3a".to_owned(),
+        peer_session: Some("91c0".to_owned()),
+        sessions: 1,
+        heard_seconds_ago: Some(0.02),
+        received_all: true,
+        sent_all: true,
+        flows_sent: 1403,
+        flows_received: 12,
+        bytes_sent: 98_304,
+        bytes_received: 4096,
+        ..SyncStatus::default()
+    }
+}
+
+fn reload_plan(differs: bool) -> ReloadPlan {
+    if !differs {
+        return ReloadPlan { changes: Vec::new(), operations: Vec::new(), warnings: Vec::new() };
+    }
+    let aspect = |name: &str, from: Option<&str>, to: Option<&str>| ChangedAspect {
+        name: name.to_owned(),
+        from: from.map(str::to_owned),
+        to: to.map(str::to_owned),
+    };
+    let change =
+        |change, subject: &str, aspects| ConfigChange { change, subject: subject.to_owned(), aspects };
+    ReloadPlan {
+        changes: vec![
+            change(ChangeKind::Changed, "interfaces", vec![aspect("", Some("eth0"), Some("eth0, eth1"))]),
+            change(
+                ChangeKind::Changed,
+                "service mail",
+                vec![
+                    aspect("sticky", None, Some("a client's new connections follow its earlier ones")),
+                    aspect("checks", Some("tcp every 10s"), Some("smtp every 10s")),
+                    aspect("something that matapa check does not show", None, None),
+                ],
+            ),
+            change(
+                ChangeKind::Added,
+                "backend mail/mx5",
+                vec![aspect("address", None, Some("198.51.100.15")), aspect("weight", None, Some("1"))],
+            ),
+            change(ChangeKind::Removed, "service dns", Vec::new()),
+        ],
+        operations: [
+            "write backend mx5 of mail 203.0.113.10:25/tcp (weight 1, health unknown)",
+            "lead no more packets by service address 203.0.113.10:53 (protocol 17)",
+            "remove listener dns 203.0.113.10:53/udp",
+        ]
+        .map(str::to_owned)
+        .into(),
+        warnings: vec![
+            "flows.capacity is used when the flow table is made, and this one goes on as it is".to_owned(),
+        ],
     }
 }
 
@@ -512,15 +667,17 @@ fn trace_lines() -> Vec<TraceLine> {
 }
 
 pub fn counters() -> Counters {
-    let counter = |name: &str, value, verdict: &str, help: &str| {
-        (name.to_owned(), CounterValue { value, verdict: verdict.to_owned(), help: help.to_owned() })
+    let counter = |name: &str, value| {
+        let reason = Reason::ALL.iter().find(|reason| reason.name() == name).expect("a counter");
+        let (verdict, help) = (reason.kind().name().to_owned(), reason.help().to_owned());
+        (name.to_owned(), CounterValue { value, verdict, help })
     };
     let counters = BTreeMap::from([
-        counter("forwarded_known_flow", 51_320, "forward", "packet of a flow in the table"),
-        counter("forwarded_new_flow", 14, "forward", "first packet of a new flow"),
-        counter("not_for_a_service", 982_113, "pass", "left to the kernel"),
-        counter("no_backend", 7, "drop", "no backend of the service takes new flows"),
-        counter("bad_checksum", 0, "drop", "IPv4 header checksum is wrong"),
+        counter("to_backend", 51_320),
+        counter("to_client", 40_911),
+        counter("no_service", 982_113),
+        counter("no_backend", 7),
+        counter("no_route", 0),
     ]);
     Counters { counters }
 }
