@@ -187,7 +187,9 @@ fn service_lines(policy: &Policy) -> Lines {
     // Writing to a String cannot fail.
     let _ = write_service(&mut text, service, pool, None);
     let mut lines = labelled(&text);
-    lines.insert(0, ("enabled".to_owned(), service.enabled.to_string()));
+    if !service.enabled {
+        lines.push(("enabled".to_owned(), "no".to_owned()));
+    }
     if let Some(backup) = backup {
         let mut text = String::new();
         let _ = write_pool(&mut text, "backup", backup);
@@ -252,12 +254,12 @@ fn backends(service: &str, old: &[Backend], new: &[Backend]) -> Vec<Difference> 
 
 fn backend_lines(backend: &Backend) -> Lines {
     let lines = [
-        ("address", show_target(backend)),
-        ("weight", backend.weight.to_string()),
-        ("priority", backend.priority.to_string()),
-        ("enabled", backend.enabled.to_string()),
+        ("address", Some(show_target(backend))),
+        ("weight", Some(backend.weight.to_string())),
+        ("priority", (backend.priority != 0).then(|| backend.priority.to_string())),
+        ("enabled", (!backend.enabled).then(|| "no".to_owned())),
     ];
-    lines.map(|(label, text)| (label.to_owned(), text)).to_vec()
+    lines.into_iter().filter_map(|(label, text)| Some((label.to_owned(), text?))).collect()
 }
 
 #[cfg(test)]
