@@ -27,7 +27,7 @@ fn ratio(report: &Report, case: &str) -> f64 {
 #[ignore = "needs root and network namespaces: cargo xtask test"]
 fn a_packet_costs_no_more_than_its_budget() {
     let options = Options {
-        rounds: 5,
+        rounds: 9,
         repeat: 100_000,
         only: CASES.map(str::to_owned).to_vec(),
         one_flow: true,
