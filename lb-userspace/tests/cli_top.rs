@@ -297,21 +297,21 @@ fn a_daemon_that_goes_away_is_told_of_and_found_again() {
     assert_eq!(top.end().1.code(), Some(0));
 }
 
+/// Set for the test below when it is run by itself, on a terminal.
+const PANIC: &str = "MATAPA_TEST_PANICS_ON_THE_SCREEN";
+
 #[test]
 fn a_panic_gives_the_terminal_back_first() {
+    if std::env::var_os(PANIC).is_some() {
+        let _screen = Screen::enter().expect("a terminal");
+        panic!("on purpose");
+    }
     let mut program = Process::new(std::env::current_exe().expect("this program"));
-    program.args(["--exact", "panics_on_the_screen", "--ignored", "--nocapture"]);
+    program.args(["--exact", "a_panic_gives_the_terminal_back_first", "--nocapture"]).env(PANIC, "1");
     let (seen, status) = OnTerminal::start(program).end();
     assert_ne!(status.code(), Some(0));
     let (leave, panic) = (seen.find(LEAVE), seen.find("on purpose"));
     assert!(leave.is_some() && leave < panic, "{seen:?}");
-}
-
-#[test]
-#[ignore = "run by the test above, on a terminal"]
-fn panics_on_the_screen() {
-    let _screen = Screen::enter().expect("a terminal");
-    panic!("on purpose");
 }
 
 #[test]
