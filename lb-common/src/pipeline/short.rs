@@ -12,6 +12,7 @@ use crate::abi::hop::CLIENT_HOPS;
 use crate::abi::{Backend, BackendFlags, Be16, Family, Features, Mode, NextHop, Side};
 use crate::env::{Env, Line};
 use crate::flow;
+use crate::hash::FlowHash;
 use crate::packet::checksum::Sum;
 use crate::packet::eth;
 use crate::packet::front::{Front, Transport};
@@ -87,12 +88,7 @@ fn to_backend<F: Front, E: Env>(front: &mut F, env: &E, is: Is<F::Addr>, listene
         is.destination_port,
         is.protocol,
     );
-    let line = env.flow_line(hash.line(env.flow_lines()))?;
-    let way = flow::find_known(line, hash.fingerprint());
-    if way >= WAYS {
-        return None;
-    }
-    let word = line.load(way);
+    let (line, way, word) = find_flow(env, hash)?;
     let id = word.backend();
     let backend = env.backend(id)?;
     if word.state() as u8 != steady as u8
@@ -142,22 +138,14 @@ fn to_client<F: Front, E: Env>(front: &mut F, env: &E, is: Is<F::Addr>, id: u32)
         backend.vip_port,
         is.protocol,
     );
-    let line = env.flow_line(hash.line(env.flow_lines()))?;
-    let way = flow::find_known(line, hash.fingerprint());
-    if way >= WAYS {
-        return None;
-    }
-    let word = line.load(way);
+    let (line, way, word) = find_flow(env, hash)?;
     if word.state() as u8 != steady as u8 || word.backend() != id {
         return None;
     }
     let now = env.now();
     const SHIFT: u32 = 32 - CLIENT_HOPS.trailing_zeros();
     let hop = env.client_hop(is.destination.spread() >> SHIFT)?.get();
-    if F::Addr::from_mapped(&hop.addr) != is.destination
-        || hop.addr != is.destination.to_mapped()
-        || !is_fresh(env, &hop.hop, now, is.len)
-    {
+    if hop.addr != is.destination.to_mapped() || !is_fresh(env, &hop.hop, now, is.len) {
         return None;
     }
     touch(line, way, word, now);
@@ -170,6 +158,14 @@ fn to_client<F: Front, E: Env>(front: &mut F, env: &E, is: Is<F::Addr>, id: u32)
     transport.source_port = backend.vip_port;
     change_checksum(transport, is.protocol, change(backend.transport_change));
     Some(Reason::ToClient.send(hop.hop.device, env.ingress()))
+}
+
+/// The flow of this hash: its line, its way there, and its word.
+#[inline(always)]
+fn find_flow<E: Env>(env: &E, hash: FlowHash) -> Option<(E::Line, usize, FlowWord)> {
+    let line = env.flow_line(hash.line(env.flow_lines()))?;
+    let way = flow::find_known(line, hash.fingerprint());
+    (way < WAYS).then(|| (line, way, line.load(way)))
 }
 
 /// The state of the flow of a packet in the middle of one. `None` when it is not such a packet, or its header is wrong.
