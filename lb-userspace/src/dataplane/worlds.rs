@@ -127,6 +127,20 @@ pub fn ends() -> impl Iterator<Item = (IpAddr, u16, Protocol)> {
     with_ports.chain(addresses().into_iter().map(|text| (address(text), 0, Protocol::Any)))
 }
 
+/// Every server is up, and no operator has said anything.
+#[derive(Debug)]
+pub struct AllUp;
+
+impl Verdicts for AllUp {
+    fn health(&self, _: &Service, _: &Listen, _: &Member<'_>) -> Health {
+        Health::Up
+    }
+
+    fn admin(&self, _: &Service, _: &Backend) -> AdminState {
+        AdminState::Enabled
+    }
+}
+
 /// A listener of service `mail` with these backends in its table.
 pub fn listener(listen: Listen, members: impl IntoIterator<Item = Id>) -> ListenerEntry {
     let members = members.into_iter().map(|id| (id, 1)).collect();

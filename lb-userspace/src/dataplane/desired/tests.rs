@@ -7,7 +7,7 @@ use std::time::Duration;
 use lb_common::abi::{BackendFlags, Side};
 use proptest::prelude::*;
 
-use super::super::worlds::{CAPACITY, World, world};
+use super::super::worlds::{AllUp, CAPACITY, World, world};
 use super::*;
 use crate::dataplane::endpoints::Endpoint;
 use crate::dataplane::image::Pace;
@@ -16,19 +16,6 @@ fn parsed(text: &str) -> Config {
     match crate::config::parse(text, std::path::Path::new("m.toml")) {
         Ok(config) => config,
         Err(errors) => panic!("{:?}", errors.lines()),
-    }
-}
-
-/// Everything is up.
-struct AllUp;
-
-impl Verdicts for AllUp {
-    fn health(&self, _: &Service, _: &Listen, _: &Member<'_>) -> Health {
-        Health::Up
-    }
-
-    fn admin(&self, _: &Service, _: &Backend) -> AdminState {
-        AdminState::Enabled
     }
 }
 

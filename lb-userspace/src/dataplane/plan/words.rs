@@ -99,24 +99,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::api::types::AdminState;
-    use crate::config::{Backend, Listen, Member, Service, parse};
-    use crate::dataplane::desired::{Verdicts, desired};
+    use crate::config::parse;
+    use crate::dataplane::desired::desired;
     use crate::dataplane::plan::plan;
-    use crate::dataplane::worlds::CAPACITY;
-    use crate::health::Health;
-
-    struct AllUp;
-
-    impl Verdicts for AllUp {
-        fn health(&self, _: &Service, _: &Listen, _: &Member<'_>) -> Health {
-            Health::Up
-        }
-
-        fn admin(&self, _: &Service, _: &Backend) -> AdminState {
-            AdminState::Enabled
-        }
-    }
+    use crate::dataplane::worlds::{AllUp, CAPACITY};
 
     fn image(text: &str, previous: &Image) -> Image {
         let config = parse(text, Path::new("m.toml")).expect("a good configuration");
