@@ -1,9 +1,10 @@
-//! The short way: flows by `nat` and `dsr` from their first packet to their last, with `nat` in both directions, and packets
-//! that are none of our business. Most packets are one or the other.
+//! The short way: flows by `nat`, `dsr` and `ipip` from their first packet to their last, with `nat` in both directions, and
+//! packets that are none of our business. Most packets are one or the other.
 //!
 //! Nothing happens here that the long way would do differently: what is rare, or unusual in any respect, is left to it
 //! untouched. So the short way is only shorter, which the tests make sure of by going both.
 
+use super::out::Outer;
 use super::parse::{TCP, UDP};
 use super::transport::TELLING;
 use super::work::{NO_FLAGS, Work};
@@ -17,7 +18,7 @@ use crate::env::{Env, Line};
 use crate::flow;
 use crate::hash::FlowHash;
 use crate::packet::checksum::Sum;
-use crate::packet::eth;
+use crate::packet::eth::{self, Macs};
 use crate::packet::front::{Front, Transport};
 use crate::packet::head::{Address, Head};
 use crate::packet::tcp::{self, TcpFlags};
@@ -41,16 +42,31 @@ struct Is<A> {
     len: u32,
 }
 
+/// A packet that has been decided about, and rewritten but for what goes around it.
+struct Decided {
+    verdict: Verdict,
+    /// The backend that it goes to inside another packet; 0 when it does not.
+    tunnel: u32,
+    hash: FlowHash,
+}
+
 /// `None`, and nothing changed: the long way.
 #[inline(always)]
-pub(super) fn go<F: Front, P: Packet, E: Env>(packet: &mut P, env: &E, work: &Work) -> Option<Verdict> {
-    let verdict = try_go::<F, P, E>(packet, env, work)?;
+pub(super) fn go<F: Front<Head: Outer>, P: Packet, E: Env>(
+    packet: &mut P,
+    env: &E,
+    work: &Work,
+) -> Option<Verdict> {
+    let Decided { verdict, tunnel, hash } = try_go::<F, P, E>(packet, env, work)?;
     env.took_short_way();
+    if tunnel != 0 {
+        return Some(encapsulate::<F::Head, P, E>(packet, env, verdict, tunnel, hash));
+    }
     Some(verdict)
 }
 
 #[inline(always)]
-fn try_go<F: Front, P: Packet, E: Env>(packet: &mut P, env: &E, work: &Work) -> Option<Verdict> {
+fn try_go<F: Front, P: Packet, E: Env>(packet: &mut P, env: &E, work: &Work) -> Option<Decided> {
     if !env.has_short_way() || work.pending != 0 {
         return None;
     }
@@ -79,14 +95,20 @@ fn try_go<F: Front, P: Packet, E: Env>(packet: &mut P, env: &E, work: &Work) -> 
     let server = F::Head::endpoint_hash(key, Side::Backend, is.source, is.source_port, protocol);
     let backend = env.find_endpoint(server);
     if backend != 0 {
-        return to_client(front, env, is, backend);
+        return to_client(front, env, is, backend).map(whole);
     }
     // Ranges are found otherwise.
-    (!env.features().has(Features::RANGES)).then_some(Reason::NoService.pass())
+    (!env.features().has(Features::RANGES)).then_some(whole(Reason::NoService.pass()))
+}
+
+/// Nothing goes around it.
+#[inline(always)]
+const fn whole(verdict: Verdict) -> Decided {
+    Decided { verdict, tunnel: 0, hash: FlowHash(0) }
 }
 
 #[inline(always)]
-fn to_backend<F: Front, E: Env>(front: &mut F, env: &E, is: Is<F::Addr>, listener: u32) -> Option<Verdict> {
+fn to_backend<F: Front, E: Env>(front: &mut F, env: &E, is: Is<F::Addr>, listener: u32) -> Option<Decided> {
     let flags = telling(front, &is)?;
     let hash = F::Head::flow_hash(
         env.hash_key(),
@@ -107,16 +129,18 @@ fn to_backend<F: Front, E: Env>(front: &mut F, env: &E, is: Is<F::Addr>, listene
     let state = next(word.state(), flags, SYN, flow::after_client)?;
     let id = word.backend();
     let backend = env.backend(id)?;
-    if backend.listener != listener || !is_short(backend, is.destination, is.destination_port, is.protocol) {
+    if backend.listener != listener
+        || !is_short::<F>(backend, is.destination, is.destination_port, is.protocol)
+    {
         return None;
     }
     let now = env.now();
     let hop = env.backend_hop(id)?.get();
-    if !is_fresh(env, &hop, now, is.len) {
+    if !is_fresh(env, &hop, now, is.len + outer_len::<F>(backend)) {
         return None;
     }
     follow(env, line, way, word, word.at(state, now));
-    Some(send_to_backend(front, env, is, id, backend, &hop))
+    Some(send_to_backend(front, env, is, id, backend, &hop, hash))
 }
 
 /// A flow that has no record yet, and where it may get one.
@@ -136,7 +160,7 @@ fn begin<F: Front, E: Env>(
     is: Is<F::Addr>,
     flags: u32,
     new: &New<E::Line>,
-) -> Option<Verdict> {
+) -> Option<Decided> {
     let state = match flags {
         NO_FLAGS => FlowState::Datagram,
         SYN => FlowState::Opening,
@@ -153,13 +177,13 @@ fn begin<F: Front, E: Env>(
     let id = env.table_slot(table.offset().wrapping_add(new.hash.slot(table.size())))?;
     let backend = env.backend(id)?;
     if backend.listener != new.listener
-        || !is_short(backend, is.destination, is.destination_port, is.protocol)
+        || !is_short::<F>(backend, is.destination, is.destination_port, is.protocol)
     {
         return None;
     }
     let now = env.now();
     let hop = env.backend_hop(id)?.get();
-    if !is_fresh(env, &hop, now, is.len) {
+    if !is_fresh(env, &hop, now, is.len + outer_len::<F>(backend)) {
         return None;
     }
     if env.admit(new.listener, listener.new_flow_limit) {
@@ -191,10 +215,10 @@ fn begin<F: Front, E: Env>(
     } else {
         env.count(Reason::FlowSuppressed);
     }
-    Some(send_to_backend(front, env, is, id, backend, &hop))
+    Some(send_to_backend(front, env, is, id, backend, &hop, new.hash))
 }
 
-/// By `nat` or `dsr`.
+/// By `nat`, `dsr` or `ipip`.
 #[inline(always)]
 fn send_to_backend<F: Front, E: Env>(
     front: &mut F,
@@ -203,12 +227,14 @@ fn send_to_backend<F: Front, E: Env>(
     id: u32,
     backend: &Backend,
     hop: &NextHop,
-) -> Verdict {
+    hash: FlowHash,
+) -> Decided {
     env.count_to_backend(id, is.len);
     let verdict = Reason::ToBackend.send(hop.device, env.ingress());
-    if backend.mode == Mode::DSR {
+    if backend.mode != Mode::NAT {
         front.forward(&hop.macs, Sum::ZERO);
-        return verdict;
+        let tunnel = if backend.mode == Mode::IPIP { id } else { 0 };
+        return Decided { verdict, tunnel, hash };
     }
     let change = |change: u16| Sum::ZERO.add(u32::from(change));
     front.set_destination(F::Addr::from_mapped(&backend.addr));
@@ -216,7 +242,45 @@ fn send_to_backend<F: Front, E: Env>(
     let transport = front.transport();
     transport.destination_port = backend.port;
     change_checksum(transport, is.protocol, change(backend.transport_change));
-    verdict
+    whole(verdict)
+}
+
+/// Bytes that go around a packet to this backend, which is of the packet's family.
+#[inline(always)]
+fn outer_len<F: Front>(backend: &Backend) -> u32 {
+    if backend.mode == Mode::IPIP { F::Head::LEN as u32 } else { 0 }
+}
+
+/// Puts the packet, whose Ethernet addresses and hops are those it leaves with, into another of its family.
+#[inline(always)]
+fn encapsulate<I: Outer, P: Packet, E: Env>(
+    packet: &mut P,
+    env: &E,
+    verdict: Verdict,
+    id: u32,
+    hash: FlowHash,
+) -> Verdict {
+    let Some(backend) = env.backend(id) else { return Reason::StaleRecord.drop() };
+    let Some(source) = I::tunnel_source(env, hash) else { return Reason::StaleRecord.drop() };
+    let Some(macs) = packet.read::<Macs>(0) else { return Reason::WriteFailed.drop() };
+    let Some(ip) = I::read(packet, eth::LEN) else { return Reason::WriteFailed.drop() };
+    if packet.grow(I::LEN).is_none() {
+        return Reason::EncapsulationFailed.drop();
+    }
+    let server = I::Addr::from_mapped(&backend.addr);
+    let written = packet.write(0, &macs).and(packet.write(eth::TYPE_AT, &I::ETHER_TYPE)).and(I::write_outer(
+        packet,
+        source,
+        server,
+        I::INNER,
+        ip.packet_len() as u16,
+        ip.class(),
+        hash,
+    ));
+    match written {
+        Some(()) => verdict,
+        None => Reason::WriteFailed.drop(),
+    }
 }
 
 #[inline(always)]
@@ -226,7 +290,7 @@ fn to_client<F: Front, E: Env>(front: &mut F, env: &E, is: Is<F::Addr>, id: u32)
     if backend.mode != Mode::NAT
         || F::Addr::from_mapped(&backend.addr) != is.source
         || backend.port != is.source_port
-        || !is_short(backend, vip, backend.vip_port, is.protocol)
+        || !is_short::<F>(backend, vip, backend.vip_port, is.protocol)
     {
         return None;
     }
@@ -307,9 +371,11 @@ fn next(
 
 /// Whether the flows of this VIP, port and protocol take the short way to and from this backend.
 #[inline(always)]
-fn is_short<A: Address>(backend: &Backend, vip: A, vip_port: Be16, protocol: u8) -> bool {
-    backend.flags.has(BackendFlags::VALID.with(BackendFlags::SHORT))
-        && A::from_mapped(&backend.vip) == vip
+fn is_short<F: Front>(backend: &Backend, vip: F::Addr, vip_port: Be16, protocol: u8) -> bool {
+    let needed = BackendFlags::VALID.with(BackendFlags::SHORT);
+    let needed = if matches!(F::Head::FAMILY, Family::V6) { needed.with(BackendFlags::V6) } else { needed };
+    backend.flags.0 & (needed.0 | BackendFlags::V6.0) == needed.0
+        && F::Addr::from_mapped(&backend.vip) == vip
         && backend.vip_port == vip_port
         && backend.protocol == protocol
 }
