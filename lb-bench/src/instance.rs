@@ -85,13 +85,25 @@ impl Instance {
     }
 
     fn fill(&mut self, dead: Option<&'static str>) -> Result<()> {
+        self.follow(&Checked { none: NONE, dead })
+    }
+
+    /// Brings the maps to what follows from these verdicts.
+    ///
+    /// # Errors
+    /// When the kernel refuses something.
+    pub fn follow(&mut self, verdicts: &impl Verdicts) -> Result<()> {
         let image = self.dataplane.image();
-        let checked = Checked { none: NONE, dead };
-        let wanted = desired(&self.config, &checked, image, self.dataplane.maps().capacity())?;
+        let wanted = desired(&self.config, verdicts, image, self.dataplane.maps().capacity())?;
         for step in plan(image, &wanted) {
             self.dataplane.apply(&step)?;
         }
         Ok(())
+    }
+
+    /// What the maps hold.
+    pub fn image(&self) -> &Image {
+        self.dataplane.image()
     }
 
     /// Tells the program of its interfaces.

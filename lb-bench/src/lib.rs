@@ -7,6 +7,7 @@
 
 pub mod cases;
 pub mod checks;
+pub mod control;
 pub mod floors;
 pub mod frames;
 pub mod instance;

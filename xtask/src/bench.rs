@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::build;
 use crate::ebpf::{self, Variant};
 use crate::process::host_cargo;
 use crate::setup;
@@ -22,6 +23,8 @@ pub enum Bench {
     Sync(SyncOptions),
     /// CPU and lateness of health checks, with thousands of servers on loopback
     Checks(ChecksOptions),
+    /// Starts, reloads, adoption and memory of the daemon in a network of namespaces, as root
+    Control(SyncOptions),
 }
 
 /// How many, and where to.
@@ -74,6 +77,7 @@ pub fn command(workspace: &Workspace, bench: &Bench) -> Result<bool> {
             let backends = backends.map(|backends| ["--backends".to_owned(), backends.to_string()]);
             return plain(workspace, "lb-bench-checks", common, &backends.unwrap_or_default());
         }
+        Bench::Control(options) => return control(workspace, options),
     };
     if !nix::unistd::geteuid().is_root() {
         bail!("loading programs into the kernel needs root: run `cargo xtask bench` as root");
@@ -110,7 +114,18 @@ pub fn command(workspace: &Workspace, bench: &Bench) -> Result<bool> {
     Ok(command.status().context("cannot run cargo")?.success())
 }
 
-/// Runs a bench that needs no program of the kernel's.
+/// Measures the binary that it builds.
+fn control(workspace: &Workspace, options: &SyncOptions) -> Result<bool> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("network namespaces need root: run `cargo xtask bench control` as root");
+    }
+    setup::lab(workspace, Install::Yes)?;
+    let binary = build::everything(workspace, &build::Options::default())?;
+    let binary = binary.to_str().context("the path of the binary is no UTF-8")?.to_owned();
+    plain(workspace, "lb-bench-control", options, &["--matapa".to_owned(), binary])
+}
+
+/// Runs a bench that needs no program built for it.
 fn plain(workspace: &Workspace, program: &str, options: &SyncOptions, more: &[String]) -> Result<bool> {
     let mut command = host_cargo(workspace);
     command.args(["run", "--quiet", "--release", "--package", "lb-bench", "--bin", program, "--"]);

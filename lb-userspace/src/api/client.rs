@@ -203,6 +203,11 @@ impl Client {
         self.call(Method::POST, "/v1/poll", LONG_PATIENCE).await.map(drop)
     }
 
+    /// Whether it forwards as configured; otherwise refused, with what is missing.
+    pub async fn ready(&self) -> Result<(), ClientError> {
+        self.call(Method::GET, "/readyz", PATIENCE).await.map(drop)
+    }
+
     pub async fn carp(&self) -> Result<CarpStatus, ClientError> {
         self.parse(&self.carp_json().await?)
     }
