@@ -22,6 +22,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod doctor;
 pub mod health;
+pub mod hosts;
 pub mod import;
 pub mod net;
 pub mod sync;

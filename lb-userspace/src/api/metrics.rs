@@ -89,6 +89,7 @@ pub fn render(
     packets(&mut registry, counters);
     services(&mut registry, &status.services);
     backends(&mut registry, &status.services);
+    hosts(&mut registry, &status.services);
     crate::api::carp::register(&mut registry, carp);
     crate::api::sync::register(&mut registry, sync);
     let mut text = String::new();
@@ -124,6 +125,12 @@ struct PoolLabels {
 struct BackendLabels {
     service: String,
     backend: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HostLabels {
+    service: String,
+    host: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -246,6 +253,26 @@ fn backends(registry: &mut Registry, services: &[ServiceStatus]) {
     registry.register_with_unit("backend_check_duration", "Last health check", Unit::Seconds, duration);
     let help = "When the backend's certificate ends, since the epoch";
     registry.register_with_unit("backend_certificate_end", help, Unit::Seconds, certificate);
+}
+
+/// Host names that backends are found by.
+fn hosts(registry: &mut Registry, services: &[ServiceStatus]) {
+    let resolved = Family::<HostLabels, Gauge>::default();
+    let addresses = Family::<HostLabels, Gauge>::default();
+    let failures = Family::<HostLabels, Counter>::default();
+    for service in services {
+        for host in &service.hosts {
+            let labels = HostLabels { service: service.name.clone(), host: host.name.clone() };
+            let well = host.error.is_none() && !host.addresses.is_empty();
+            resolved.get_or_create(&labels).set(i64::from(well));
+            addresses.get_or_create(&labels).set(signed(host.addresses.len() as u64));
+            failures.get_or_create(&labels).inc_by(host.failures);
+        }
+    }
+    let help = "1 while the last question for the host name had a good answer";
+    registry.register("host_resolved", help, resolved);
+    registry.register("host_addresses", "Addresses of the host name that are used", addresses);
+    registry.register("host_failures", "Questions for the host name without a good answer", failures);
 }
 
 fn pairs(services: &[ServiceStatus]) -> impl Iterator<Item = (&ServiceStatus, &BackendStatus)> {

@@ -14,12 +14,14 @@ pub(super) enum Place {
     Snat,
     Flows,
     Tunnel,
+    Resolver,
     Check,
     Step,
     Carp,
     Cluster,
     Sync,
     XdpMode,
+    Family,
     OnDown,
     WhenEmpty,
     Forward,
@@ -33,8 +35,9 @@ pub(super) enum Place {
 }
 
 use Place::{
-    Backend, Carp, CarpDialect, CarpMac, Check, CheckType, Cluster, Control, Flows, Forward, Method, OnDown,
-    Pool, Protocol, Scheduler, Service, Snat, Step, Sync, Top, Transport, Tunnel, WhenEmpty, XdpMode,
+    Backend, Carp, CarpDialect, CarpMac, Check, CheckType, Cluster, Control, Family, Flows, Forward, Method,
+    OnDown, Pool, Protocol, Resolver, Scheduler, Service, Snat, Step, Sync, Top, Transport, Tunnel,
+    WhenEmpty, XdpMode,
 };
 
 impl Place {
@@ -49,6 +52,7 @@ impl Place {
                 | Snat
                 | Flows
                 | Tunnel
+                | Resolver
                 | Check
                 | Step
                 | Carp
@@ -68,6 +72,7 @@ impl Place {
             Snat => "in `snat`",
             Flows => "in [flows]",
             Tunnel => "in [tunnel]",
+            Resolver => "in [resolver]",
             Check => "in a check",
             Step => "in a step",
             Carp => "in a carp table",
@@ -78,6 +83,7 @@ impl Place {
             Method => "method",
             Transport => "transport",
             XdpMode => "xdp_mode",
+            Family => "family",
             OnDown => "on_down",
             WhenEmpty => "when_empty",
             Forward => "forward",
@@ -104,6 +110,7 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Top, "control", Now),
     (Top, "flows", Now),
     (Top, "tunnel", Now),
+    (Top, "resolver", Now),
     (Top, "pools", Now),
     (Top, "services", Now),
     (Top, "cluster", Now),
@@ -121,6 +128,8 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Pool, "slow_start", Now),
     (Backend, "name", Now),
     (Backend, "address", Now),
+    (Backend, "host", Now),
+    (Backend, "family", Now),
     (Backend, "port", Now),
     (Backend, "weight", Now),
     (Backend, "enabled", Now),
@@ -160,6 +169,9 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Flows, "udp", Now),
     (Tunnel, "source4", Now),
     (Tunnel, "source6", Now),
+    (Resolver, "servers", Now),
+    (Resolver, "min_ttl", Now),
+    (Resolver, "max_ttl", Now),
     (Check, "type", Now),
     (Check, "interval", Now),
     (Check, "timeout", Now),
@@ -228,6 +240,9 @@ const WORDS: &[(Place, &str, Support)] = &[
     (XdpMode, "auto", Now),
     (XdpMode, "native", Now),
     (XdpMode, "generic", Now),
+    (Family, "any", Now),
+    (Family, "ipv4", Now),
+    (Family, "ipv6", Now),
     (OnDown, "reset", Now),
     (OnDown, "keep", Now),
     (WhenEmpty, "drop", Now),

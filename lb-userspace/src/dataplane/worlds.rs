@@ -14,7 +14,7 @@ use super::desired::{Verdicts, desired};
 use super::image::{BackendEntry, ByHand, Id, Image, ListenerEntry, Server, Table, TableKind, serves};
 use crate::api::types::AdminState;
 use crate::config::{
-    Backend, Config, Control, Flows, Forward, Listen, Member, OnDown, Pool, Protocol, Quorum, Role,
+    Backend, Config, Control, Flows, Forward, Listen, Member, OnDown, Pool, Protocol, Quorum, Resolver, Role,
     Scheduler, Service, Snat, Tunnel, WhenEmpty, XdpMode,
 };
 use crate::health::Health;
@@ -193,6 +193,8 @@ fn backend() -> impl Strategy<Value = Backend> {
         weight,
         priority: 0,
         enabled: true,
+        host: None,
+        leaving: false,
     })
 }
 
@@ -213,6 +215,7 @@ fn empty_pool() -> Pool {
         quorum: Quorum::default(),
         slow_start: Duration::ZERO,
         backends: Vec::new(),
+        hosts: Vec::new(),
     }
 }
 
@@ -304,6 +307,7 @@ fn config() -> impl Strategy<Value = Config> {
             pools.extend(backup);
         }
         Config {
+            resolver: Resolver::default(),
             cluster: crate::config::Cluster::default(),
             interfaces: vec!["eth0".to_owned()],
             xdp_mode: XdpMode::Auto,

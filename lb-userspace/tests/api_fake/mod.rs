@@ -17,7 +17,7 @@ use lb_userspace::api::sync::{PeerState, SyncStatus};
 use lb_userspace::api::trace::TraceLine;
 use lb_userspace::api::types::{
     AdminState, BackendChange, BackendChecks, BackendStatus, ChangeKind, ChangedAspect, CheckResult, Checks,
-    ConfigChange, CounterValue, Counters, Event, EventKind, FlowStatus, Flows, InterfaceStatus,
+    ConfigChange, CounterValue, Counters, Event, EventKind, FlowStatus, Flows, HostStatus, InterfaceStatus,
     ReloadOutcome, ReloadPlan, ServiceState, ServiceStatus, Status,
 };
 use lb_userspace::api::{metrics, server, socket};
@@ -309,6 +309,8 @@ fn backend(id: u32, name: &str, address: &str, port: Option<u16>) -> BackendStat
         pool: (if id < 5 { "mx" } else { "dns" }).to_owned(),
         priority: 0,
         standby: false,
+        host: None,
+        leaving: false,
         ramp_percent: None,
         health: Health::Up,
         admin: AdminState::Enabled,
@@ -337,6 +339,20 @@ fn pool(name: &str, role: PoolRole, well: u64) -> PoolStatus {
         well_weight: well,
         quorum: 1,
         hysteresis: 0,
+    }
+}
+
+fn host(name: &str, pool: &str, addresses: &[&str], leaving: &[&str], error: Option<&str>) -> HostStatus {
+    let list = |all: &[&str]| all.iter().map(|one| one.parse().expect("an address")).collect();
+    HostStatus {
+        name: name.to_owned(),
+        host: name.to_owned(),
+        pool: pool.to_owned(),
+        addresses: list(addresses),
+        leaving: list(leaving),
+        error: error.map(str::to_owned),
+        failures: u64::from(error.is_some()),
+        next_seconds: 2,
     }
 }
 
@@ -386,6 +402,18 @@ pub fn status() -> Status {
                 pool: "spool".to_owned(),
                 ..backend(7, "spool1", "198.51.100.20", None)
             },
+            BackendStatus {
+                admin: AdminState::Draining,
+                host: Some("spool.example.com".to_owned()),
+                leaving: true,
+                pool: "spool".to_owned(),
+                flows: 1,
+                ..backend(8, "spool.example.com-198.51.100.21", "198.51.100.21", None)
+            },
+        ],
+        hosts: vec![
+            host("mx.example.com", "mx", &[], &[], Some("there is no name mx.example.com")),
+            host("spool.example.com", "spool", &[], &["198.51.100.21"], None),
         ],
     };
     let dns = ServiceStatus {
@@ -396,6 +424,7 @@ pub fn status() -> Status {
         pool: "dns".to_owned(),
         pools: vec![pool("dns", PoolRole::Primary, 0)],
         pool_switches: 0,
+        hosts: Vec::new(),
         flows: 0,
         packets: 0,
         bytes: 0,
@@ -741,6 +770,16 @@ pub fn events() -> Vec<Event> {
         },
         EventKind::Applied { operations: 2, micros: 412 },
         EventKind::FlowsReset { service: service.clone(), backend: backend.clone(), flows: 9 },
+        EventKind::Resolved {
+            host: "mx.example.com".to_owned(),
+            added: vec!["198.51.100.12".parse().expect("an address")],
+            gone: vec!["198.51.100.11".parse().expect("an address")],
+        },
+        EventKind::Resolved { host: "mx.example.com".to_owned(), added: Vec::new(), gone: Vec::new() },
+        EventKind::Unresolved {
+            host: "mx.example.com".to_owned(),
+            reason: "there is no name mx.example.com".to_owned(),
+        },
         EventKind::Service { service: service.clone(), state: ServiceState::Down },
         EventKind::Certificate {
             service: service.clone(),
