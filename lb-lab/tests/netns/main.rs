@@ -13,6 +13,7 @@ mod doctor;
 mod errors;
 mod explain_trace;
 mod failure;
+mod hosts;
 mod lifecycle;
 mod live_counts;
 mod modes;

@@ -84,7 +84,7 @@ pub struct HostStatus {
     /// What is resolved.
     pub host: String,
     pub pool: String,
-    /// By the last good answer; those that are left out are not among them.
+    /// Those in use, by the last good answer.
     #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
     /// It has these no longer, and connections to them go on.

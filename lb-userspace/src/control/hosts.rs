@@ -12,10 +12,11 @@ use super::task::Control;
 use crate::api::types::EventKind;
 use crate::config::Config;
 use crate::dataplane::Maps as _;
-use crate::dataplane::desired::desired;
-use crate::dataplane::image::Image;
+use crate::dataplane::desired::{Verdicts as _, desired};
+use crate::dataplane::image::{Image, serves};
+use crate::health::Health;
 use crate::hosts::Reply;
-use crate::hosts::answers::{Answers, Change};
+use crate::hosts::answers::{Answers, Change, Known};
 use crate::hosts::expand::{self, LeftOut};
 use crate::hosts::lookup::Asker;
 
@@ -79,10 +80,20 @@ impl Control {
         }
     }
 
-    /// Lets go of addresses that names have no longer, once their last connection is over.
-    pub(super) fn forget_hosts(&mut self) {
+    /// Drains addresses that names have no longer once another one is up, and lets go of them once their last connection
+    /// is over.
+    pub(super) fn leave_hosts(&mut self) {
         let now = Instant::now();
-        let settled = |since: Instant| now.duration_since(since) >= SETTLED;
+        let leaves = |known: &Known| known.leaving().any(|(_, since)| since.is_none());
+        let hosts =
+            self.hosts.answers.iter().filter(|(host, known)| leaves(known) && self.is_up(host, known));
+        let hosts: Vec<String> = hosts.map(|(host, _)| host.to_owned()).collect();
+        let mut news = false;
+        for host in hosts {
+            news |= self.hosts.answers.hand_over(&host, now);
+        }
+        let settled =
+            |since: Option<Instant>| since.is_some_and(|since| now.duration_since(since) >= SETTLED);
         let leaving: Vec<(String, IpAddr)> = self
             .hosts
             .answers
@@ -93,7 +104,7 @@ impl Control {
             .collect();
         let over: Vec<(String, IpAddr)> =
             leaving.into_iter().filter(|(host, address)| self.live(host, *address) == 0).collect();
-        if over.is_empty() {
+        if over.is_empty() && !news {
             return;
         }
         for (host, address) in over {
@@ -101,6 +112,22 @@ impl Control {
             self.hosts.answers.forget(&host, address);
         }
         self.renew_hosts();
+    }
+
+    /// Whether one of the addresses that the host has now is up behind some listener.
+    fn is_up(&self, host: &str, known: &Known) -> bool {
+        self.config.services.iter().any(|service| {
+            self.config.members(service).any(|member| {
+                let backend = member.backend;
+                let its = backend.host.as_deref() == Some(host)
+                    && known.addresses().any(|address| address == backend.address);
+                let up = |listen| {
+                    serves(service, listen, backend)
+                        && self.state.health(service, listen, &member) == Health::Up
+                };
+                its && service.listen.iter().any(up)
+            })
+        })
     }
 
     /// Connections to an address that a host has or had.

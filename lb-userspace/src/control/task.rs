@@ -308,7 +308,7 @@ impl Control {
         }
         self.suspect();
         self.reset_connections();
-        self.forget_hosts();
+        self.leave_hosts();
         self.ask_hosts();
         self.explaining.rest();
         self.refresh_names();

@@ -7,8 +7,9 @@
 //!   "There is no such name" and "it has no address" are no good answers: to lose a server's record is easier than to lose
 //!   the server, and of that the checks tell. But where a name has addresses of one family, that it has none of the other
 //!   is believed.
-//! - Addresses that an answer no longer has are *leaving* until [`Answers::forget`]. One that comes back before that is as
-//!   if it had never left.
+//! - Addresses that an answer no longer has are *leaving* until [`Answers::forget`]. They are used until one of the others
+//!   is up ([`Answers::hand_over`]), so that a name that moves does not leave a service without servers. One that comes
+//!   back is as if it had never left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,8 +26,8 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 pub struct Known {
     families: Families,
     addresses: BTreeSet<IpAddr>,
-    /// Since when.
-    leaving: BTreeMap<IpAddr, Instant>,
+    /// With the time since which they get no new flows.
+    leaving: BTreeMap<IpAddr, Option<Instant>>,
     /// An answer is awaited.
     asked: bool,
     /// When to ask, unless it is asked already.
@@ -61,8 +62,8 @@ impl Known {
         self.addresses.iter().copied()
     }
 
-    /// Those that it had, and that connections may still go to.
-    pub fn leaving(&self) -> impl Iterator<Item = (IpAddr, Instant)> {
+    /// Those that it had, with the time since which they get no new flows, if that is so.
+    pub fn leaving(&self) -> impl Iterator<Item = (IpAddr, Option<Instant>)> {
         self.leaving.iter().map(|(address, since)| (*address, *since))
     }
 
@@ -184,7 +185,7 @@ impl Answers {
             found.clone_from(&known.addresses);
         }
         for address in known.addresses.difference(&found) {
-            known.leaving.insert(*address, now);
+            known.leaving.insert(*address, None);
             change.gone.push(*address);
         }
         change.added = found.difference(&known.addresses).copied().collect();
@@ -211,6 +212,17 @@ impl Answers {
             known.due = now + doubled.min(LAST_RETRY);
         }
         Some(change)
+    }
+
+    /// One of the addresses that a host has is up: those that leave get no new flows from now on. True when that is news.
+    pub fn hand_over(&mut self, host: &str, now: Instant) -> bool {
+        let Some(known) = self.hosts.get_mut(host) else { return false };
+        let mut news = false;
+        for since in known.leaving.values_mut().filter(|since| since.is_none()) {
+            *since = Some(now);
+            news = true;
+        }
+        news
     }
 
     /// A leaving address has no connections left.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Instant;
 
 use lb_common::abi::NAME_LEN;
 
@@ -32,13 +31,13 @@ pub fn expand(config: &mut Config, answers: &Answers) -> Vec<LeftOut> {
         for index in 0..config.pools.len() {
             for host in config.pools[index].hosts.clone() {
                 let Some(known) = answers.get(&host.host) else { continue };
-                let addresses: Vec<IpAddr> = if leaving {
-                    known.leaving().map(|(address, _)| address).collect()
+                let addresses: Vec<(IpAddr, bool)> = if leaving {
+                    known.leaving().map(|(address, since)| (address, since.is_some())).collect()
                 } else {
-                    known.addresses().collect()
+                    known.addresses().map(|address| (address, false)).collect()
                 };
-                for address in addresses.into_iter().filter(|one| host.families.has(*one)) {
-                    let backend = backend(&host, address, leaving);
+                for (address, drained) in addresses.into_iter().filter(|(one, _)| host.families.has(*one)) {
+                    let backend = backend(&host, address, drained);
                     let of_gateway = gateway.iter().find(|(taken, _)| *taken == address);
                     let other =
                         || same_as(config, index, &backend).map(|name| format!("backend {name} already"));
@@ -98,7 +97,7 @@ fn same_as(config: &Config, pool: usize, new: &Backend) -> Option<String> {
 }
 
 /// What an earlier daemon has left in the maps: its backends bear the names that the hosts of `config` give them.
-pub fn restore(config: &Config, image: &Image, now: Instant) -> Answers {
+pub fn restore(config: &Config, image: &Image, now: std::time::Instant) -> Answers {
     let mut answers = Answers::default();
     answers.follow(config, now);
     for service in &config.services {
@@ -125,7 +124,7 @@ fn cut(name: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::config::parse;

@@ -21,6 +21,8 @@ use crate::config::Resolver;
 
 /// For one question, whatever resolv.conf says of single attempts.
 const LIMIT: Duration = Duration::from_secs(10);
+/// For one server's answer, where resolv.conf does not say. There are three attempts.
+const ATTEMPT: Duration = Duration::from_secs(2);
 /// Questions at a time.
 const AT_ONCE: usize = 16;
 
@@ -81,7 +83,9 @@ fn resolver(settings: &Resolver) -> Result<TokioResolver, String> {
         for server in &settings.servers {
             servers.merge(NameServerConfigGroup::from_ips_clear(&[server.ip()], server.port(), true));
         }
-        (ResolverConfig::from_parts(None, Vec::new(), servers), ResolverOpts::default())
+        let mut options = ResolverOpts::default();
+        options.timeout = ATTEMPT;
+        (ResolverConfig::from_parts(None, Vec::new(), servers), options)
     };
     options.cache_size = 0;
     options.use_hosts_file = ResolveHosts::Always;
@@ -100,7 +104,8 @@ async fn one(resolver: &TokioResolver, host: &str, kind: RecordType) -> Outcome 
 }
 
 fn found(lookup: &Lookup, asked: Instant, kind: RecordType) -> Outcome {
-    let addresses: Vec<IpAddr> = lookup.iter().filter_map(|data| data.ip_addr()).collect();
+    let addresses: Vec<IpAddr> =
+        lookup.iter().filter_map(hickory_resolver::proto::rr::RData::ip_addr).collect();
     if addresses.is_empty() {
         return Outcome::Nothing(format!("{} has no {kind} record", lookup.query().name()));
     }

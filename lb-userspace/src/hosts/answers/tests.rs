@@ -90,7 +90,9 @@ fn a_change_is_told_and_what_goes_is_leaving_until_it_is_forgotten_or_back() {
     let change = ask(&mut answers, now, with(&["198.51.100.12", "198.51.100.13"], 5), nothing());
     assert_eq!((change.added, change.gone), (list(&["198.51.100.13"]), list(&["198.51.100.11"])));
     let leaving = |answers: &Answers| answers.get(HOST).unwrap().leaving().collect::<Vec<_>>();
-    assert_eq!(leaving(&answers), [(list(&["198.51.100.11"])[0], now)]);
+    assert_eq!(leaving(&answers), [(list(&["198.51.100.11"])[0], None)]);
+    assert!(answers.hand_over(HOST, now) && !answers.hand_over(HOST, now + SECOND));
+    assert_eq!(leaving(&answers), [(list(&["198.51.100.11"])[0], Some(now))]);
     let now = now + 5 * SECOND;
     let change = ask(&mut answers, now, with(&["198.51.100.11"], 5), nothing());
     assert_eq!(change.added, list(&["198.51.100.11"]));
