@@ -45,6 +45,9 @@ pub struct BackendStatus {
     pub health: String,
     /// `enabled`, `draining` or `disabled`.
     pub admin: String,
+    pub max_connections: Option<u32>,
+    /// It has as many connections as it may.
+    pub full: bool,
     pub checks: u64,
     /// The packet path found it silent.
     pub suspect: bool,

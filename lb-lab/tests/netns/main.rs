@@ -15,6 +15,7 @@ mod explain_trace;
 mod failure;
 mod hosts;
 mod lifecycle;
+mod limits;
 mod live_counts;
 mod modes;
 mod operator;

@@ -215,6 +215,8 @@ fn backends(registry: &mut Registry, services: &[ServiceStatus]) {
     let checks = Family::<CheckLabels, Counter>::default();
     let duration = Family::<BackendLabels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
     let certificate = Family::<BackendLabels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
+    let most = Family::<BackendLabels, Gauge>::default();
+    let full = Family::<BackendLabels, Gauge>::default();
     for (service, backend) in pairs(services) {
         let labels = BackendLabels { service: service.name.clone(), backend: backend.name.clone() };
         up.get_or_create(&labels).set(i64::from(backend.health == Health::Up));
@@ -224,6 +226,10 @@ fn backends(registry: &mut Registry, services: &[ServiceStatus]) {
         bytes.get_or_create(&labels).inc_by(backend.bytes);
         if let Some(millis) = backend.last_check_millis {
             duration.get_or_create(&labels).set(std::time::Duration::from_millis(millis).as_secs_f64());
+        }
+        if let Some(limit) = backend.max_connections {
+            most.get_or_create(&labels).set(i64::from(limit));
+            full.get_or_create(&labels).set(i64::from(backend.full));
         }
         if let Some(expires) = backend.certificate_expires {
             certificate.get_or_create(&labels).set(expires);
@@ -247,6 +253,10 @@ fn backends(registry: &mut Registry, services: &[ServiceStatus]) {
     registry.register("backend_admin_state", "1 for the state an operator gave the backend", admin);
     registry.register("backend_weight", "Weight, an operator's or the file's", weight);
     registry.register("backend_flows", "Live flows of the backend", flows);
+    let help = "The most flows that the backend may have of each listener";
+    registry.register("backend_max_connections", help, most);
+    let help = "1 while the backend has as many flows of some listener as it may";
+    registry.register("backend_full", help, full);
     registry.register("backend_packets", "Packets forwarded to and from the backend", packets);
     registry.register_with_unit("backend", "Bytes forwarded to and from the backend", Unit::Bytes, bytes);
     registry.register("backend_checks", "Finished health checks", checks);

@@ -126,6 +126,12 @@ pub struct BackendStatus {
     /// Others are used now: of another pool, or with a better priority.
     #[serde(default)]
     pub standby: bool,
+    /// The most connections that it may have of each listener.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
+    /// Of some listener it has as many: it gets no new ones there.
+    #[serde(default)]
+    pub full: bool,
     /// While its slow start goes on: how much of its weight it has.
     #[serde(default)]
     pub ramp_percent: Option<u8>,

@@ -123,10 +123,11 @@ pub fn backends(status: &Status, only: Option<&str>) -> Result<String, Failure> 
                 match backend.admin {
                     AdminState::Draining if backend.leaving => word("leaving", Meaning::Notice),
                     AdminState::Enabled if backend.standby => word("standby", Meaning::Notice),
+                    AdminState::Enabled if backend.full => word("full", Meaning::Notice),
                     AdminState::Enabled => Cell::new(admin_word),
                     AdminState::Draining | AdminState::Disabled => word(admin_word, admin_meaning),
                 },
-                Cell::new(backend.flows),
+                Cell::new(flows_of(backend)),
                 Cell::new(backend.packets),
                 Cell::new(human_bytes(backend.bytes)),
                 Cell::new(millis),
@@ -325,12 +326,21 @@ fn host_state(backend: &BackendStatus) -> Cell {
         AdminState::Enabled if backend.standby && backend.health == Health::Up => {
             word("up (standby)", Meaning::Notice)
         }
+        AdminState::Enabled if backend.full && backend.health == Health::Up => {
+            word("up (full)", Meaning::Notice)
+        }
         AdminState::Enabled => word(health_word, health_meaning),
         AdminState::Disabled => word("disabled", Meaning::Notice),
         AdminState::Draining if backend.leaving => word("leaving", Meaning::Notice),
         AdminState::Draining if backend.health == Health::Up => word("draining", Meaning::Notice),
         AdminState::Draining => word(&format!("draining ({health_word})"), Meaning::Bad),
     }
+}
+
+/// With the most there may be of each listener.
+fn flows_of(backend: &BackendStatus) -> String {
+    let most = backend.max_connections.map(|most| format!(" (max {most})")).unwrap_or_default();
+    format!("{}{most}", backend.flows)
 }
 
 /// Host names that no backend has come of.

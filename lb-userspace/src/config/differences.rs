@@ -261,18 +261,21 @@ fn backends(service: &str, old: &[(String, Lines)], new: &[(String, Lines)]) -> 
 }
 
 fn backend_lines(backend: &Backend) -> Lines {
-    server_lines(show_target(backend), backend.weight, backend.priority, backend.enabled)
+    let Backend { weight, priority, max_connections, enabled, .. } = backend;
+    server_lines(show_target(backend), *weight, *priority, *max_connections, *enabled)
 }
 
 fn host_lines(host: &Host) -> Lines {
-    server_lines(show_host(host), host.weight, host.priority, host.enabled)
+    let Host { weight, priority, max_connections, enabled, .. } = host;
+    server_lines(show_host(host), *weight, *priority, *max_connections, *enabled)
 }
 
-fn server_lines(target: String, weight: u16, priority: u8, enabled: bool) -> Lines {
+fn server_lines(target: String, weight: u16, priority: u8, most: Option<u32>, enabled: bool) -> Lines {
     let lines = [
         ("address", Some(target)),
         ("weight", Some(weight.to_string())),
         ("priority", (priority != 0).then(|| priority.to_string())),
+        ("max_connections", most.map(|most| most.to_string())),
         ("enabled", (!enabled).then(|| "no".to_owned())),
     ];
     lines.into_iter().filter_map(|(label, text)| Some((label.to_owned(), text?))).collect()

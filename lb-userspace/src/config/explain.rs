@@ -168,14 +168,15 @@ pub(super) fn write_pool(out: &mut String, role: &str, pool: &Pool) -> std::fmt:
     let targets = rows.iter().map(|row| row.target.len()).max().unwrap_or_default();
     let gap = if targets == 0 { "" } else { "  " };
     let priorities = rows.iter().any(|row| row.priority != 0);
-    for Row { name, target, weight, priority, enabled } in rows {
+    for Row { name, target, weight, priority, max_connections, enabled } in rows {
         let weight = match weight {
             0 => "weight 0 (no new connections)".to_owned(),
             weight => format!("weight {weight}"),
         };
         let priority = if priorities { format!(", priority {priority}") } else { String::new() };
+        let most = max_connections.map(|most| format!(", at most {most} connections")).unwrap_or_default();
         let disabled = if enabled { "" } else { ", disabled" };
-        writeln!(out, "    {name:names$}{gap}{target:targets$}  {weight}{priority}{disabled}")?;
+        writeln!(out, "    {name:names$}{gap}{target:targets$}  {weight}{priority}{most}{disabled}")?;
     }
     Ok(())
 }
@@ -186,20 +187,23 @@ struct Row<'a> {
     target: String,
     weight: u16,
     priority: u8,
+    max_connections: Option<u32>,
     enabled: bool,
 }
 
 impl<'a> Row<'a> {
     fn of_backend(backend: &'a Backend) -> Self {
-        let Backend { name, weight, priority, enabled, .. } = backend;
+        let Backend { name, weight, priority, max_connections, enabled, .. } = backend;
         // An unnamed backend's name is where it is.
         let target = Some(show_target(backend)).filter(|target| target != name).unwrap_or_default();
-        Self { name, target, weight: *weight, priority: *priority, enabled: *enabled }
+        let (weight, priority, max_connections, enabled) = (*weight, *priority, *max_connections, *enabled);
+        Self { name, target, weight, priority, max_connections, enabled }
     }
 
     fn of_host(host: &'a Host) -> Self {
-        let Host { name, weight, priority, enabled, .. } = host;
-        Self { name, target: show_host(host), weight: *weight, priority: *priority, enabled: *enabled }
+        let Host { name, weight, priority, max_connections, enabled, .. } = host;
+        let (weight, priority, max_connections, enabled) = (*weight, *priority, *max_connections, *enabled);
+        Self { name, target: show_host(host), weight, priority, max_connections, enabled }
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Host {
     /// Of each of its backends.
     pub weight: u16,
     pub priority: u8,
+    /// Of each of its backends.
+    pub max_connections: Option<u32>,
     pub enabled: bool,
 }
 

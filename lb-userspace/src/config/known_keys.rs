@@ -132,6 +132,7 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Backend, "family", Now),
     (Backend, "port", Now),
     (Backend, "weight", Now),
+    (Backend, "max_connections", Now),
     (Backend, "enabled", Now),
     (Backend, "check", Later("move it to the pool; its backends are all checked alike")),
     (

@@ -229,6 +229,8 @@ pub struct Backend {
     pub weight: u16,
     /// Of those that are up, only the ones with the least number get new flows. Default 0.
     pub priority: u8,
+    /// It gets no new flow of a listener while it has as many of it. `None`: as many as there come.
+    pub max_connections: Option<u32>,
     /// False: as if an operator had disabled it. Default true.
     pub enabled: bool,
     /// The host name that had this address for an answer; `None` where the address stands in the file.

@@ -13,6 +13,8 @@ use super::values::{self, Role, quote};
 use super::{Backend, Check, Families, Host, OnDown, Quorum, checks, hosts, listen};
 
 const DEFAULT_WEIGHT: u16 = 1;
+/// As many flows as the largest table has room for.
+const MOST_CONNECTIONS: RangeInclusive<u32> = 1..=64 << 20;
 /// As many as a pool can have, each with the largest weight.
 const MOST_QUORUM: u32 = 1_000_000;
 const SLOW_STARTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
@@ -177,6 +179,7 @@ fn read_backend(errors: &mut Errors, item: &Value<'_>) -> Option<Server> {
                     port,
                     weight: DEFAULT_WEIGHT,
                     priority: 0,
+                    max_connections: None,
                     enabled: true,
                 }));
             }
@@ -187,6 +190,7 @@ fn read_backend(errors: &mut Errors, item: &Value<'_>) -> Option<Server> {
                 port,
                 weight: DEFAULT_WEIGHT,
                 priority: 0,
+                max_connections: None,
                 enabled: true,
                 host: None,
                 leaving: false,
@@ -246,6 +250,10 @@ fn read_table(errors: &mut Errors, span: Span, table: &DeTable<'_>) -> Option<Se
         Some(entry) => document::integer(errors, entry, 0..=255).and_then(|number| u8::try_from(number).ok()),
         None => Some(0),
     };
+    let max_connections = match known.get("max_connections") {
+        Some(entry) => document::integer(errors, entry, MOST_CONNECTIONS).map(Some),
+        None => Some(None),
+    };
     let enabled = match known.get("enabled") {
         Some(entry) => document::boolean(errors, entry),
         None => Some(true),
@@ -263,8 +271,16 @@ fn read_table(errors: &mut Errors, span: Span, table: &DeTable<'_>) -> Option<Se
         let (host, families, port) = (found?.to_owned(), families?, port?);
         let unnamed = || port.map_or_else(|| host.clone(), |port| format!("{host}:{port}"));
         let name = name?.unwrap_or_else(unnamed);
-        let (weight, priority, enabled) = (weight?, priority?, enabled?);
-        return Some(Server::Host(Host { name, host, families, port, weight, priority, enabled }));
+        return Some(Server::Host(Host {
+            name,
+            host,
+            families,
+            port,
+            weight: weight?,
+            priority: priority?,
+            max_connections: max_connections?,
+            enabled: enabled?,
+        }));
     }
     families?;
     let ((address, written), port) = (address?, port?);
@@ -281,6 +297,7 @@ fn read_table(errors: &mut Errors, span: Span, table: &DeTable<'_>) -> Option<Se
         port,
         weight: weight?,
         priority: priority?,
+        max_connections: max_connections?,
         enabled: enabled?,
         host: None,
         leaving: false,

@@ -207,6 +207,10 @@ fn backend_status(sources: &Sources<'_>, service: &Service, member: &Member<'_>)
         host: backend.host.clone(),
         leaving: backend.leaving,
         standby: listens().count() > 0 && listens().all(|l| state.choices.stands_by(service, l, member)),
+        max_connections: backend.max_connections,
+        full: backend
+            .max_connections
+            .is_some_and(|most| ids.iter().any(|id| dataplane.maps().flows().live(*id) >= u64::from(most))),
         ramp_percent: ramp(state, service, member),
         health,
         admin: state.admin(service, backend),

@@ -171,6 +171,7 @@ pub fn server(listener: Id, address: IpAddr) -> BackendEntry {
         forward: Forward::Nat,
         gue_port: 0,
         weight: 1,
+        max_flows: None,
         health: Health::Up,
         admin: AdminState::Enabled,
         by_hand: ByHand::default(),
@@ -186,12 +187,14 @@ pub fn server(listener: Id, address: IpAddr) -> BackendEntry {
 fn backend() -> impl Strategy<Value = Backend> {
     let port = prop_oneof![3 => Just(None), 1 => Just(Some(2525))];
     let weight = prop_oneof![4 => Just(1), 1 => Just(0), 1 => 2u16..4];
-    (0..SERVERS.len(), port, weight).prop_map(|(server, port, weight)| Backend {
+    let most = prop_oneof![3 => Just(None), 1 => (1u32..4).prop_map(Some)];
+    (0..SERVERS.len(), port, weight, most).prop_map(|(server, port, weight, max_connections)| Backend {
         name: format!("server{server}"),
         address: address(SERVERS[server]),
         port,
         weight,
         priority: 0,
+        max_connections,
         enabled: true,
         host: None,
         leaving: false,

@@ -63,6 +63,7 @@ fn backend(host: &Host, address: IpAddr, leaving: bool) -> Backend {
         port: host.port,
         weight: host.weight,
         priority: host.priority,
+        max_connections: host.max_connections,
         enabled: host.enabled,
         host: Some(host.host.clone()),
         leaving,

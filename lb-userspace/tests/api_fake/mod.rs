@@ -311,6 +311,8 @@ fn backend(id: u32, name: &str, address: &str, port: Option<u16>) -> BackendStat
         standby: false,
         host: None,
         leaving: false,
+        max_connections: None,
+        full: false,
         ramp_percent: None,
         health: Health::Up,
         admin: AdminState::Enabled,
@@ -374,7 +376,12 @@ pub fn status() -> Status {
         packets: 51_334,
         bytes: 33_423_360,
         backends: vec![
-            BackendStatus { ramp_percent: Some(30), ..backend(1, "mx1", "198.51.100.11", None) },
+            BackendStatus {
+                ramp_percent: Some(30),
+                max_connections: Some(12),
+                full: true,
+                ..backend(1, "mx1", "198.51.100.11", None)
+            },
             BackendStatus {
                 health: Health::Down,
                 availability_percent: Some(71.5),
@@ -400,6 +407,7 @@ pub fn status() -> Status {
             BackendStatus {
                 standby: true,
                 pool: "spool".to_owned(),
+                max_connections: Some(1000),
                 ..backend(7, "spool1", "198.51.100.20", None)
             },
             BackendStatus {

@@ -143,6 +143,7 @@ fn row<'a>(top: &'a Top, line: &Line<'a>) -> Row<'a> {
             let wanted = match backend.admin {
                 AdminState::Draining if backend.leaving => word(("leaving", Meaning::Notice)),
                 AdminState::Enabled if backend.standby => word(("standby", Meaning::Notice)),
+                AdminState::Enabled if backend.full => word(("full", Meaning::Notice)),
                 AdminState::Enabled => Cell::from(admin(backend.admin).0),
                 other => word(admin(other)),
             };
