@@ -9,8 +9,8 @@ use super::pools::PoolParts;
 use super::services::{PoolRef, ServiceParts};
 use super::values::quote;
 use super::{
-    Backend, CheckKind, Config, Control, Flows, Listen, Pool, Protocol, Resolver, Service, Snat, Tunnel,
-    XdpMode, backups, hosts, listeners, modes,
+    Backend, CheckKind, Config, Control, Flows, Forward, Listen, Pool, Protocol, Resolver, Service, Snat,
+    Tunnel, XdpMode, backups, hosts, listeners, modes,
 };
 
 /// A document's parts, each of them read and none compared with another.
@@ -60,6 +60,7 @@ pub(super) fn check(errors: &mut Errors, parts: Parts) -> Option<Config> {
         modes::kept_ports(errors, pairs);
         same_servers(errors, pairs);
         check_ports(errors, pairs);
+        check_vias(errors, pairs);
         backups::quorums(errors, pairs);
     }
     backups::apart(errors, &pairs, &reserves);
@@ -274,6 +275,29 @@ fn check_ports(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
             "write `check = {{ type = \"{kind}\", port = N }}` with a {needs} of the servers, \
              or remove the check"
         ));
+    }
+}
+
+/// Only where packets go to the VIP on the server is there one to ask for; and only TCP is asked for.
+fn check_vias(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
+    for (service, pool) in pairs {
+        let Some(check) = pool.check.as_ref().filter(|check| check.value.via_vip) else { continue };
+        let (name, mode) = (quote(&service.name.value), service.forwarding.mode);
+        let direct = matches!(mode.value, Forward::Dsr | Forward::Ipip | Forward::Gue);
+        if service.forwarding.clear && !direct {
+            let message = format!(
+                "a check cannot go via the VIP: by {} packets of service {name} do not either",
+                mode.value
+            );
+            let error = errors.at(check.span, message);
+            error.related(mode.span, "the service");
+            error.help("remove `via`: the check goes where packets go already");
+        } else if service.complete && service.listen.iter().all(|at| at.value.protocol != Protocol::Tcp) {
+            let message = format!("a check via the VIP needs a TCP listener, and service {name} has none");
+            errors
+                .at(check.span, message)
+                .help("remove `via`, or give the service a pool with another check");
+        }
     }
 }
 

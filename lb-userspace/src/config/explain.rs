@@ -277,6 +277,12 @@ fn write_check(out: &mut String, check: &Check) -> std::fmt::Result {
     if !sources.is_empty() {
         writeln!(out, "              from {}", sources.join(" and "))?;
     }
+    if check.via_vip {
+        writeln!(
+            out,
+            "              and the VIP must answer on each server, by the way of clients' packets"
+        )?;
+    }
     if check.jitter != Check::of(Probe::Tcp).jitter {
         writeln!(out, "              {} % earlier or later, by chance", check.jitter)?;
     }

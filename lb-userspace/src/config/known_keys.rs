@@ -32,11 +32,12 @@ pub(super) enum Place {
     CarpMac,
     Method,
     Transport,
+    Via,
 }
 
 use Place::{
     Backend, Carp, CarpDialect, CarpMac, Check, CheckType, Cluster, Control, Family, Flows, Forward, Method,
-    OnDown, Pool, Protocol, Resolver, Scheduler, Service, Snat, Step, Sync, Top, Transport, Tunnel,
+    OnDown, Pool, Protocol, Resolver, Scheduler, Service, Snat, Step, Sync, Top, Transport, Tunnel, Via,
     WhenEmpty, XdpMode,
 };
 
@@ -82,6 +83,7 @@ impl Place {
             CarpMac => "mac",
             Method => "method",
             Transport => "transport",
+            Via => "via",
             XdpMode => "xdp_mode",
             Family => "family",
             OnDown => "on_down",
@@ -207,7 +209,7 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Check, "transport", Now),
     (Check, "command", Now),
     (Check, "user", Now),
-    (Check, "via", Later("remove it; checks go to the servers' own addresses")),
+    (Check, "via", Now),
     (Step, "send", Now),
     (Step, "send_hex", Now),
     (Step, "expect", Now),
@@ -272,6 +274,8 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Method, "HEAD", Now),
     (Transport, "udp", Now),
     (Transport, "tcp", Now),
+    (Via, "server", Now),
+    (Via, "vip", Now),
     (Protocol, "tcp", Now),
     (Protocol, "udp", Now),
     (Protocol, "any", Now),

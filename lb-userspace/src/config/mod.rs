@@ -70,10 +70,12 @@ impl Config {
     /// The backends of a service: those of its pool, then those of its backup. No two have the same name.
     pub fn members<'c>(&'c self, service: &Service) -> impl Iterator<Item = Member<'c>> + Clone {
         let pools = [(Role::Primary, Some(service.pool)), (Role::Backup, service.backup)];
-        pools
-            .into_iter()
-            .filter_map(|(role, index)| Some((role, self.pools.get(index?)?)))
-            .flat_map(|(role, pool)| pool.backends.iter().map(move |backend| Member { role, pool, backend }))
+        let (forward, gue_port) = (service.forward, service.gue_port);
+        pools.into_iter().filter_map(|(role, index)| Some((role, self.pools.get(index?)?))).flat_map(
+            move |(role, pool)| {
+                pool.backends.iter().map(move |backend| Member { role, pool, backend, forward, gue_port })
+            },
+        )
     }
 
     /// The backend of a service that has this name.
@@ -95,6 +97,10 @@ pub struct Member<'c> {
     pub role: Role,
     pub pool: &'c Pool,
     pub backend: &'c Backend,
+    /// The service's.
+    pub forward: Forward,
+    /// Likewise.
+    pub gue_port: u16,
 }
 
 /// How the program is attached.
