@@ -109,7 +109,8 @@ pub(crate) async fn examine(target: &Target) -> Examined {
     let address = target.probe_address();
     let path = Path { address, source: target.check.source(address.ip()), deadline };
     if let Some(via) = target.via {
-        let result = Box::pin(vip::examine(path, via)).await;
+        let source = target.check.source(via.vip.ip());
+        let result = Box::pin(vip::examine(path, via, source)).await;
         // It is a connection already, as far as `tcp` asks for one.
         if result.is_err() || target.check.probe == Probe::Tcp {
             return Examined::verdict(result);

@@ -35,8 +35,9 @@ const IPV6: i32 = 41;
 type Mac = [u8; 6];
 
 /// Sends a SYN, and another one at half-time, and waits for what the VIP says.
-pub(super) async fn examine(path: Path, via: Via) -> Result<(), CheckError> {
-    let source = source(path, via.vip.ip()).map_err(local)?;
+/// `source` is of the VIP's family; `None`: what the kernel uses to the server.
+pub(super) async fn examine(path: Path, via: Via, source: Option<IpAddr>) -> Result<(), CheckError> {
+    let source = source.map_or_else(|| towards(path.address.ip(), via.vip.ip()), Ok).map_err(local)?;
     // It keeps the port from others. Nothing listens there: the kernel resets what it hears of.
     let (_kept, own) = reserve(source).map_err(local)?;
     let ear = ear(source, via.vip.ip()).map_err(local)?;
@@ -68,25 +69,18 @@ fn local(error: io::Error) -> CheckError {
     CheckError::from_io(&error, Stage::Connect)
 }
 
-/// An address of this gateway that the server's answer finds: the one that is configured, or that the kernel would use to
-/// the server.
-fn source(path: Path, vip: IpAddr) -> io::Result<IpAddr> {
-    let server = path.address.ip();
-    let source = match path.source {
-        Some(source) => source,
-        None => {
-            let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-            let socket = std::net::UdpSocket::bind(any)?;
-            // Nothing is sent; the port is of no meaning.
-            socket.connect(SocketAddr::new(server, 9))?;
-            socket.local_addr()?.ip()
-        }
-    };
-    if source.is_ipv4() == vip.is_ipv4() {
-        return Ok(source);
+/// The address of this gateway that the kernel would use to the server, if it is of the VIP's family: the server's answer
+/// finds it.
+fn towards(server: IpAddr, vip: IpAddr) -> io::Result<IpAddr> {
+    if server.is_ipv4() != vip.is_ipv4() {
+        // In a tunnel of the other family.
+        return Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL));
     }
-    // In a tunnel of the other family, the kernel knows no address to use with this server.
-    Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL))
+    let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = std::net::UdpSocket::bind(any)?;
+    // Nothing is sent; the port is of no meaning.
+    socket.connect(SocketAddr::new(server, 9))?;
+    Ok(socket.local_addr()?.ip())
 }
 
 fn reserve(source: IpAddr) -> io::Result<(Socket, SocketAddr)> {
@@ -190,17 +184,19 @@ impl Carrier {
             }
             Carriage::Ipip => {
                 let inside = if via.vip.is_ipv4() { IPV4 } else { IPV6 };
-                Self::tunnel(SocketAddr::new(server, 0), Type::RAW, Protocol::from(inside)).map_err(local)
+                Self::tunnel(path, 0, Type::RAW, Protocol::from(inside)).map_err(local)
             }
             // Of variant 1 the packet inside follows at once: its version tells it from other variants.
-            Carriage::Gue(port) => {
-                Self::tunnel(SocketAddr::new(server, port), Type::DGRAM, Protocol::UDP).map_err(local)
-            }
+            Carriage::Gue(port) => Self::tunnel(path, port, Type::DGRAM, Protocol::UDP).map_err(local),
         }
     }
 
-    fn tunnel(server: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Self> {
+    fn tunnel(path: Path, port: u16, kind: Type, protocol: Protocol) -> io::Result<Self> {
+        let server = SocketAddr::new(path.address.ip(), port);
         let socket = Socket::new(Domain::for_address(server), kind, Some(protocol))?;
+        if let Some(source) = path.source {
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+        }
         socket.connect(&server.into())?;
         Ok(Self::Tunnel(socket))
     }
