@@ -630,6 +630,8 @@ fn explanation(question: &Question) -> Result<Explanation, Refusal> {
             }),
             ..answer
         },
+        // The scheduler's choice is full.
+        28 => Explanation { choice: Some(Choice::Room { full: "mail/mx2".to_owned() }), ..answer },
         // An answer, by its port.
         40_000 => Explanation { listener: None, from_backend: true, choice: None, ..answer },
         _ => Explanation {

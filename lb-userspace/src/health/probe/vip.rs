@@ -65,6 +65,7 @@ pub(super) async fn examine(path: Path, via: Via, source: Option<IpAddr>) -> Res
     Err(CheckError::VipSilent)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "what map_err hands over")]
 fn local(error: io::Error) -> CheckError {
     CheckError::from_io(&error, Stage::Connect)
 }
