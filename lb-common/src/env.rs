@@ -244,6 +244,15 @@ pub trait Env {
         reverse::record(self, work)
     }
 
+    /// As [`reverse::forget`], with the same remark.
+    #[inline(always)]
+    fn forget_reverse(&self, place: u32)
+    where
+        Self: Sized,
+    {
+        reverse::forget(self, place);
+    }
+
     fn hash_key(&self) -> &Self::Key;
     /// Number of lines in the flow table.
     fn flow_lines(&self) -> u32;

@@ -122,7 +122,12 @@ pub fn takes<L: Line>(line: L, fingerprint: u32, state: FlowState, now: u16) -> 
 #[inline(always)]
 pub fn record<E: Env + ?Sized>(env: &E, line: E::Line, new: FlowWord) -> Recorded {
     let way = line.victim(new.fingerprint(), new.time());
-    let old = line.load(way);
+    claim(env, line, way, line.load(way), new)
+}
+
+/// Puts a new flow at this way of its line, which is [`victim`]'s, if it may have it. `old` is what stands there.
+#[inline(always)]
+pub fn claim<E: Env + ?Sized>(env: &E, line: E::Line, way: usize, old: FlowWord, new: FlowWord) -> Recorded {
     if rank(old.state()) > may_evict(new.state()) || !env.change(line, way, old, new) {
         return Recorded { way: WAYS, evicted: false };
     }

@@ -112,7 +112,15 @@ pub extern "C" fn matapa_record_reverse() -> u32 {
     work().map_or(reverse::UNRECORDED, |work| reverse::record(&Kernel(()), work))
 }
 
-/// The same where nothing is written.
+/// `reverse::forget` likewise. What it returns means nothing: functions of this kind return a number.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn matapa_forget_reverse(place: u32) -> u32 {
+    reverse::forget(&Kernel(()), place);
+    0
+}
+
+/// `reverse::record` where nothing is written.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn matapa_dry_record_reverse() -> u32 {
@@ -424,6 +432,11 @@ impl<C: Context> Env for Kernel<C> {
     #[inline(always)]
     fn record_reverse(&self, _work: &mut Work) -> u32 {
         if C::DRY { matapa_dry_record_reverse() } else { matapa_record_reverse() }
+    }
+
+    #[inline(always)]
+    fn forget_reverse(&self, place: u32) {
+        matapa_forget_reverse(place);
     }
 
     #[inline(always)]

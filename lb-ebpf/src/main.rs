@@ -62,13 +62,11 @@ stage!(matapa_any4, Any4, [Out4, Back4, Refuse4]);
 stage!(matapa_any6, Any6, [Out6, Back6, Refuse6]);
 stage!(matapa_out4, Out4, [Send4, Tunnel4, Refuse4]);
 stage!(matapa_out6, Out6, [Send6, Tunnel6, Refuse6]);
-stage!(matapa_send4, Send4, [Record4]);
-stage!(matapa_send6, Send6, [Record6]);
-stage!(matapa_record4, Record4, [Send4]);
-stage!(matapa_record6, Record6, [Send6]);
-// In the place of the two when a packet is explained.
-stage!(matapa_dry_record4, Record4, [Send4], env::dry);
-stage!(matapa_dry_record6, Record6, [Send6], env::dry);
+stage!(matapa_send4, Send4, [Record]);
+stage!(matapa_send6, Send6, [Record]);
+stage!(matapa_record, Record, [Send4, Send6]);
+// In its place when a packet is explained.
+stage!(matapa_dry_record, Record, [Send4, Send6], env::dry);
 stage!(matapa_tunnel4, Tunnel4, []);
 stage!(matapa_tunnel6, Tunnel6, []);
 stage!(matapa_back4, Back4, [Refuse4]);

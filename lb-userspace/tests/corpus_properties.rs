@@ -323,7 +323,15 @@ fn any_packet_is_left_alone_or_rewritten_correctly_when_flows_are_moved() {
 
 #[test]
 fn the_short_way_leads_where_the_long_one_does() {
-    for (name, least) in [("gateway", 250), ("modes", 250), ("vlans", 250), ("ranges", 1)] {
+    for (name, least) in [
+        ("gateway", 500),
+        ("modes", 500),
+        ("vlans", 500),
+        ("ranges", 1),
+        ("balance", 100),
+        ("chances", 500),
+        ("schedulers", 100),
+    ] {
         let world = small(name);
         let [short, long] = [true, false].map(|short_way| {
             let mut machine = Machine::host(&world);

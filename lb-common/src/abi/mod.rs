@@ -108,8 +108,7 @@ pub const GLOBAL_TRACE: &str = "TRACE";
 pub const STAGE_PROGRAMS: &[&str] = crate::pipeline::Stage::PROGRAMS;
 
 /// Stages that another program stands for when a packet is explained: of the first name, the second.
-pub const EXPLAINING_PROGRAMS: [(&str, &str); 2] =
-    [("matapa_record4", "matapa_dry_record4"), ("matapa_record6", "matapa_dry_record6")];
+pub const EXPLAINING_PROGRAMS: [(&str, &str); 1] = [("matapa_record", "matapa_dry_record")];
 
 /// A backend's number has 17 bits in a flow entry.
 pub const MAX_BACKENDS: u32 = 1 << 17;

@@ -65,8 +65,7 @@ stages! {
     Out6 = "matapa_out6", "The same over IPv6.";
     Send4 = "matapa_send4", "To a backend, rewritten.";
     Send6 = "matapa_send6", "The same over IPv6.";
-    Record4 = "matapa_record4", "Records the way back of a new flow.";
-    Record6 = "matapa_record6", "The same over IPv6.";
+    Record = "matapa_record", "Records the way back of a new flow.";
     Tunnel4 = "matapa_tunnel4", "To a backend, inside another packet.";
     Tunnel6 = "matapa_tunnel6", "The same for IPv6 inside.";
     Back4 = "matapa_back4", "From a backend whose way back is in the flow table.";
@@ -118,8 +117,7 @@ pub fn run<P: Packet, E: Env>(stage: Stage, packet: &mut P, env: &E, work: &mut 
         Stage::Out6 => out::forward::<Head6, P, E>(packet, env, work),
         Stage::Send4 => out::send::<Head4, P, E>(packet, env, work),
         Stage::Send6 => out::send::<Head6, P, E>(packet, env, work),
-        Stage::Record4 => out::record::<Head4, E>(env, work),
-        Stage::Record6 => out::record::<Head6, E>(env, work),
+        Stage::Record => out::record(env, work),
         Stage::Tunnel4 => out::encapsulate::<Head4, P, E>(packet, env, work),
         Stage::Tunnel6 => out::encapsulate::<Head6, P, E>(packet, env, work),
         Stage::Back4 => reverse::back::<Head4, P, E>(packet, env, work),

@@ -118,12 +118,14 @@ const RECORDED: u32 = 16;
 
 /// Records the way back of a new flow, and goes on where that was found to be necessary.
 #[inline(always)]
-pub(super) fn record<I: Head, E: Env>(env: &E, work: &mut Work) -> Verdict {
+pub(super) fn record<E: Env>(env: &E, work: &mut Work) -> Verdict {
     let outcome = env.record_reverse(work);
     work.leave_flow = RECORDED + outcome;
-    match I::FAMILY {
-        Family::V4 => Stage::Send4.next(),
-        Family::V6 => Stage::Send6.next(),
+    // With `nat` and `snat`, the packet is of its backend's family.
+    match env.backend(work.backend) {
+        Some(backend) if backend.flags.has(BackendFlags::V6) => Stage::Send6.next(),
+        Some(_) => Stage::Send4.next(),
+        None => Reason::StaleRecord.drop(),
     }
 }
 
@@ -438,10 +440,7 @@ fn translate<I: Head, P: Packet, E: Env>(packet: &mut P, env: &E, work: &mut Wor
             return Reason::SnatUnrecorded.drop();
         }
     } else if begins || moved {
-        return match I::FAMILY {
-            Family::V4 => Stage::Record4.next(),
-            Family::V6 => Stage::Record6.next(),
-        };
+        return Stage::Record.next();
     } else if !reverse::refresh(env, work, snat) && snat {
         return Reason::StaleRecord.drop();
     }

@@ -49,30 +49,40 @@ fn hash_of<E: Env>(
 #[inline(always)]
 pub(super) fn release<E: Env>(env: &E, work: &mut Work, place: u32) {
     let Some(tuple) = env.tuple(place) else { return };
-    let (partner, port, index) = (tuple.partner, tuple.snat_port, tuple.snat_index);
+    let (port, index) = (tuple.snat_port, tuple.snat_index);
     let same = tuple.client_port == work.client_port
         && tuple.vip_port == work.vip_port
         && tuple.listener == work.listener
         && tuple.client == work.client;
-    if partner == 0 {
-        return;
-    }
-    let other = partner.wrapping_sub(1);
-    if env.tuple(other).is_none_or(|back| back.partner != place.wrapping_add(1)) {
-        return;
-    }
-    let Some(line) = env.flow_line(other / WAYS as u32) else { return };
-    let way = (other % WAYS as u32) as usize;
-    let word = line.load(way);
-    if word.state() as u8 == FlowState::Reverse as u8
-        && env.change(line, way, word, FlowWord::FREE)
-        && same
-        && port.raw() != 0
-    {
+    if free_partner(env, tuple.partner, place) && same && port.raw() != 0 {
         work.snat_port = port;
         work.snat_index = u32::from(index);
         work.snat_known = 1;
     }
+}
+
+/// The same for whoever has no use for port and address.
+#[inline(always)]
+pub fn forget<E: Env>(env: &E, place: u32) {
+    if let Some(tuple) = env.tuple(place) {
+        free_partner(env, tuple.partner, place);
+    }
+}
+
+/// Frees the entry at `partner`, less one, if it is for the way back of the flow in this place. Says whether it did.
+#[inline(always)]
+fn free_partner<E: Env>(env: &E, partner: u32, place: u32) -> bool {
+    if partner == 0 {
+        return false;
+    }
+    let other = partner.wrapping_sub(1);
+    if env.tuple(other).is_none_or(|back| back.partner != place.wrapping_add(1)) {
+        return false;
+    }
+    let Some(line) = env.flow_line(other / WAYS as u32) else { return false };
+    let way = (other % WAYS as u32) as usize;
+    let word = line.load(way);
+    word.state() as u8 == FlowState::Reverse as u8 && env.change(line, way, word, FlowWord::FREE)
 }
 
 /// Records the way back of the flow in hand, which has its place. With `snat`, finds a port for it.

@@ -437,8 +437,9 @@ impl BackendEntry {
     pub fn short_vip(listen: &Listen, forward: Forward, server: &Server) -> Option<Listen> {
         let one_port = listen.port == listen.last_port && server.port != 0;
         let transport = matches!(listen.protocol, Protocol::Tcp | Protocol::Udp);
-        let in_place = matches!(forward, Forward::Nat | Forward::Dsr);
-        (in_place && one_port && transport).then_some(*listen)
+        let same_family = server.address.is_ipv6() == listen.address.is_ipv6();
+        let is_short = matches!(forward, Forward::Nat | Forward::Dsr | Forward::Ipip) && same_family;
+        (is_short && one_port && transport).then_some(*listen)
     }
 
     /// Whether new flows may go to it.
