@@ -3,8 +3,8 @@
 use core::cell::Cell;
 
 use crate::abi::{
-    Backend, BackendFlags, ClientHop, Fragment, FragmentKey, Listener, NextHop, Port, SiblingKey, Sticky,
-    StickyKey, TableRef, VlanKey,
+    Backend, BackendFlags, ClientHop, Fragment, FragmentKey, Listener, Live, NextHop, Port, SiblingKey,
+    Sticky, StickyKey, TableRef, VlanKey,
 };
 use crate::abi::{FlowTuple, FlowWord, Protocol};
 use crate::flow;
@@ -139,6 +139,9 @@ pub enum Step {
     Fragment,
     /// VLAN tags taken off: how many, and the interface they stand for.
     Tags,
+    /// A backend has as many flows as it may: it, and the one that gets the new flow; 0 when all that were looked at are
+    /// full.
+    Full,
 }
 
 impl Step {
@@ -159,6 +162,7 @@ impl Step {
         Self::IcmpError,
         Self::Fragment,
         Self::Tags,
+        Self::Full,
     ];
 
     /// As it stands in a map; 0 is none.
@@ -207,6 +211,12 @@ pub trait Env {
         select::least_loaded(self, table, start)
     }
 
+    /// As [`select::with_room`], with the same remark.
+    #[inline(always)]
+    fn with_room(&self, table: TableRef, start: u32) -> u32 {
+        select::with_room(self, table, start)
+    }
+
     /// As [`select::choose`], with the same remark.
     #[inline(always)]
     fn choose(&self, work: &mut Work) -> u32
@@ -251,7 +261,7 @@ pub trait Env {
     fn tuple(&self, index: u32) -> Option<FlowTuple>;
     /// Adds to a backend's live flows.
     fn add_live(&self, backend: u32, by: i64);
-    fn live(&self, backend: u32) -> u64;
+    fn live(&self, backend: u32) -> Live;
     /// Whether this CPU may record another flow of the listener in this tick, of which it may record `limit`.
     fn admit(&self, listener: u32, limit: u32) -> bool;
 

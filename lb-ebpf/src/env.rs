@@ -19,7 +19,7 @@ use lb_common::abi::endpoint::{ENDPOINT_WAYS, EndpointLine, EndpointWord};
 use lb_common::abi::flow::{FlowLine, FlowTuple, FlowWord, WAYS};
 use lb_common::abi::memo::HELD_BYTES;
 use lb_common::abi::{
-    self, Backend, ClientHop, Features, Fragment, FragmentKey, Held, Listener, NextHop, Port, Settings,
+    self, Backend, ClientHop, Features, Fragment, FragmentKey, Held, Listener, Live, NextHop, Port, Settings,
     SiblingKey, Sticky, StickyKey, TableRef, VlanKey,
 };
 use lb_common::env::{Env, Line, Query, Reach, Route, Step};
@@ -82,6 +82,13 @@ pub extern "C" fn matapa_next(offset: u32, size: u32, slot: u32, current: u32) -
 #[unsafe(no_mangle)]
 pub extern "C" fn matapa_least(offset: u32, size: u32, start: u32) -> u32 {
     select::least_loaded(&Kernel(()), TableRef::new(offset, size, 0), start)
+}
+
+/// `select::with_room` likewise.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn matapa_room(offset: u32, size: u32, start: u32) -> u32 {
+    select::with_room(&Kernel(()), TableRef::new(offset, size, 0), start)
 }
 
 /// `select::choose` likewise, for the packet in `WORK`.
@@ -408,6 +415,11 @@ impl<C: Context> Env for Kernel<C> {
     }
 
     #[inline(always)]
+    fn with_room(&self, table: TableRef, start: u32) -> u32 {
+        matapa_room(table.offset(), table.size(), start)
+    }
+
+    #[inline(always)]
     fn choose(&self, _work: &mut Work) -> u32 {
         matapa_choose()
     }
@@ -470,9 +482,9 @@ impl<C: Context> Env for Kernel<C> {
     }
 
     #[inline(always)]
-    fn live(&self, backend: u32) -> u64 {
+    fn live(&self, backend: u32) -> Live {
         // SAFETY: as above; the read is one instruction.
-        maps::LIVE.get_ptr(backend).map_or(0, |count| unsafe { read_volatile(count) })
+        Live(maps::LIVE.get_ptr(backend).map_or(0, |count| unsafe { read_volatile(count) }))
     }
 
     #[inline(always)]

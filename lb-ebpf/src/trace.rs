@@ -107,6 +107,7 @@ const REVERSE: u32 = number(Step::Reverse);
 const ICMP_ERROR: u32 = number(Step::IcmpError);
 const FRAGMENT: u32 = number(Step::Fragment);
 const TAGS: u32 = number(Step::Tags);
+const FULL: u32 = number(Step::Full);
 
 /// A global function likewise.
 #[inline(never)]
@@ -127,6 +128,7 @@ pub extern "C" fn matapa_log(step: u32, first: u32, second: u32) -> u32 {
         ICMP_ERROR => info!(&(), "error of type {}, code {}", first, second),
         FRAGMENT => info!(&(), "fragment of a datagram of backend {}", first),
         TAGS => info!(&(), "{} VLAN tags of interface {}", first, second),
+        FULL => info!(&(), "backend {} is full, backend {} has room", first, second),
         DONE => info!(&(), "action {} for reason {}", second, first),
         _ => {}
     }

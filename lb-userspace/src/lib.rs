@@ -3,6 +3,7 @@
 //! The parts, from text to packets:
 //! - [`config`] turns a file into a checked [`config::Config`], or into a list of errors with positions;
 //! - [`health`] runs the checks and says which servers are up;
+//! - [`hosts`] decides what host names of servers stand for, and asks;
 //! - [`control`] owns the running state: it joins configuration, health and the operator's commands into the
 //!   desired content of the maps;
 //! - [`dataplane`] makes the kernel's maps equal to it without a packet seeing a hole;
@@ -22,6 +23,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod doctor;
 pub mod health;
+pub mod hosts;
 pub mod import;
 pub mod net;
 pub mod sync;

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use lb_userspace::cli::args::RunArgs;
-use lb_userspace::cli::{self, ExitCode, Failure, Hooks, output};
+use lb_userspace::cli::args::{Check, RunArgs};
+use lb_userspace::cli::{self, ExitCode, Failure, Hooks, output, resolve};
 use lb_userspace::config::{self, Config};
 use lb_userspace::daemon;
 use lb_userspace::dataplane::kernel::pins;
@@ -23,8 +23,10 @@ fn run(arguments: &RunArgs, socket: Option<&Path>) -> Result<(), Failure> {
     daemon::run(&options, config).map_err(|error| Failure::failed(format!("{error:#}")))
 }
 
-fn check(file: &Path, color: bool) -> Result<(), Failure> {
-    output::print(&config::explain(&load(file, color)?))
+fn check(arguments: &Check, color: bool) -> Result<(), Failure> {
+    let config = load(&arguments.file.config, color)?;
+    output::print(&config::explain(&config))?;
+    if arguments.resolve { resolve::resolve(&config) } else { Ok(()) }
 }
 
 fn detach() -> Result<(), Failure> {

@@ -12,8 +12,8 @@ fn call(arguments: &str) -> ExitCode {
             (Some("traced.toml"), true, Some(socket)) if socket == Path::new("/tmp/socket") => Ok(()),
             _ => Err(Failure::failed("another file")),
         },
-        check: |path, _| match path.to_str() {
-            Some("good.toml") => Ok(()),
+        check: |arguments, _| match (arguments.file.config.to_str(), arguments.resolve) {
+            (Some("good.toml"), false) | (Some("names.toml"), true) => Ok(()),
             _ => Err(Failure::new(ExitCode::Configuration, "bad.toml:1:1: unknown key `lisen`")),
         },
         detach: || Err(Failure::failed("not attached")),
@@ -26,6 +26,7 @@ fn each_hook_decides_the_exit_code() {
     assert_eq!(call("run"), ExitCode::Done);
     assert_eq!(call("run -c elsewhere.toml"), ExitCode::Failed);
     assert_eq!(call("check --config good.toml"), ExitCode::Done);
+    assert_eq!(call("check --resolve --config names.toml"), ExitCode::Done);
     assert_eq!(call("check --config bad.toml"), ExitCode::Configuration);
     assert_eq!(call("detach"), ExitCode::Failed);
     assert_eq!(call("check --confog bad.toml"), ExitCode::Usage);

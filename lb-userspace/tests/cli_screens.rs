@@ -65,6 +65,7 @@ screens! {
     explain_new: "explain 192.0.2.7:40000 203.0.113.10:25";
     explain_known: "explain 192.0.2.7:40000 203.0.113.10:26 --ack --vlan 10";
     explain_second_chance: "explain 192.0.2.7:40000 203.0.113.10:27";
+    explain_room: "explain 192.0.2.7:40000 203.0.113.10:28";
     explain_answer: "explain 198.51.100.11:25 192.0.2.7:40000 --syn --ack";
     explain_nothing: "explain [2001:db8::7]:40000 [2001:db8::10]:443/tcp --interface eth0";
     explain_json: "explain 192.0.2.7:40000 203.0.113.10:25 --json";

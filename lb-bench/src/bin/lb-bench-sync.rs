@@ -155,6 +155,7 @@ fn directory() -> Directory {
         forward: Forward::Nat,
         gue_port: 0,
         weight: 1,
+        max_flows: None,
         health: Health::Up,
         admin: AdminState::Enabled,
         by_hand: ByHand::default(),

@@ -28,6 +28,8 @@ impl BackendFlags {
     /// Known flows may take the short way: it is up, `nat` or `dsr` without [`Self::REVERSE`], and of one port. Then
     /// [`Backend::vip`] and what follows it is there.
     pub const SHORT: Self = Self(64);
+    /// It gets no new flow while it has as many as [`super::Live::limit`] says.
+    pub const LIMITED: Self = Self(128);
 
     #[inline(always)]
     pub const fn has(self, other: Self) -> bool {

@@ -58,7 +58,11 @@ pub fn choose<E: Env>(env: &E, work: &mut Work) -> u32 {
                 // A repeated SYN: the backend is silent, or its refusal was held back.
                 let table = listener.current_table();
                 let slot = scheduled(env, work, listener).slot(table.size());
-                let next = env.next_candidate(table, slot, id);
+                let mut next = env.next_candidate(table, slot, id);
+                if next != id && is_full(env, next) {
+                    let other = env.with_room(table, slot);
+                    next = if other == 0 { id } else { other };
+                }
                 env.trace(Step::Moved, id, next);
                 if env.backend_of(work.listener, next).is_none() {
                     return 0;
@@ -124,6 +128,12 @@ fn begin<E: Env>(env: &E, work: &mut Work, listener: &Listener, mut way: u32, no
     if listener.flags.has(ListenerFlags::STICKY) {
         id = stuck(env, work, listener, now);
     }
+    // What goes on, though its record was lost, stays where the table says.
+    let begins = state as u8 == FlowState::Opening as u8 || state as u8 == FlowState::Datagram as u8;
+    if id != 0 && begins && is_full(env, id) {
+        env.trace(Step::Full, id, 0);
+        id = 0;
+    }
     if id == 0 {
         let mut slot = scheduled(env, work, listener).slot(size);
         let scheduler = listener.scheduler;
@@ -141,6 +151,14 @@ fn begin<E: Env>(env: &E, work: &mut Work, listener: &Listener, mut way: u32, no
             None => return 0,
         }
         env.trace(Step::Picked, slot, id);
+        if begins && is_full(env, id) {
+            let other = env.with_room(table, slot);
+            env.trace(Step::Full, id, other);
+            if other == 0 {
+                return NO_BACKEND;
+            }
+            id = other;
+        }
     }
     if env.backend_of(work.listener, id).is_none() {
         return 0;
@@ -200,9 +218,7 @@ pub fn least_loaded<E: Env + ?Sized>(env: &E, table: TableRef, start: u32) -> u3
         let Some(slot) = start.wrapping_add(step).checked_rem(size) else { break };
         let Some(id) = env.table_slot(table.offset().wrapping_add(slot)) else { break };
         let Some(backend) = env.backend(id) else { break };
-        // For a moment there may be less than none: the daemon frees what the program has not counted yet.
-        let count = env.live(id);
-        let count = if count > u64::MAX >> 25 { 0 } else { count } + 1;
+        let count = env.live(id).flows() + 1;
         let share = if backend.weight == 0 { 1 } else { u64::from(backend.weight) };
         if count * weight < live * share {
             best = slot;
@@ -211,6 +227,32 @@ pub fn least_loaded<E: Env + ?Sized>(env: &E, table: TableRef, start: u32) -> u3
         }
     }
     best
+}
+
+/// Whether a backend has as many flows as it may.
+#[inline(always)]
+fn is_full<E: Env + ?Sized>(env: &E, id: u32) -> bool {
+    match env.backend(id) {
+        Some(backend) => backend.flags.has(BackendFlags::LIMITED) && env.live(id).is_full(),
+        None => false,
+    }
+}
+
+/// The first backend, from the slot `start` on, that may have another flow; 0 when none of 64 slots has one.
+#[inline(always)]
+pub fn with_room<E: Env + ?Sized>(env: &E, table: TableRef, start: u32) -> u32 {
+    let size = table.size();
+    for step in 0..COMPARED {
+        if step >= size {
+            break;
+        }
+        let Some(slot) = start.wrapping_add(step).checked_rem(size) else { break };
+        let Some(id) = env.table_slot(table.offset().wrapping_add(slot)) else { break };
+        if !is_full(env, id) {
+            return id;
+        }
+    }
+    0
 }
 
 /// The state of a known flow after this packet; `Free` when the packet starts a new flow with the same ports.

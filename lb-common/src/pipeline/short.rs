@@ -177,6 +177,8 @@ fn begin<F: Front, E: Env>(
     let id = env.table_slot(table.offset().wrapping_add(new.hash.slot(table.size())))?;
     let backend = env.backend(id)?;
     if backend.listener != new.listener
+        // It may be full.
+        || backend.flags.has(BackendFlags::LIMITED)
         || !is_short::<F>(backend, is.destination, is.destination_port, is.protocol)
     {
         return None;

@@ -1,7 +1,7 @@
 //! What the lab reads of the API's answers. Fields it does not use are left out; the API may add more.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 
@@ -27,6 +27,15 @@ pub struct ServiceStatus {
     pub flows: u64,
     pub packets: u64,
     pub backends: Vec<BackendStatus>,
+    pub hosts: Vec<HostStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct HostStatus {
+    pub host: String,
+    pub addresses: Vec<IpAddr>,
+    pub leaving: Vec<IpAddr>,
+    pub error: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -36,6 +45,9 @@ pub struct BackendStatus {
     pub health: String,
     /// `enabled`, `draining` or `disabled`.
     pub admin: String,
+    pub max_connections: Option<u32>,
+    /// It has as many connections as it may.
+    pub full: bool,
     pub checks: u64,
     /// The packet path found it silent.
     pub suspect: bool,
@@ -179,6 +191,15 @@ pub enum EventKind {
     FlowsReset {
         backend: String,
         flows: u64,
+    },
+    Resolved {
+        host: String,
+        added: Vec<IpAddr>,
+        gone: Vec<IpAddr>,
+    },
+    Unresolved {
+        host: String,
+        reason: String,
     },
     Reload {
         operations: u64,

@@ -282,6 +282,8 @@ pub enum Choice {
     SecondChance { silent: String },
     /// It follows the first fragment of its datagram.
     Fragment,
+    /// The scheduler's choice has as many connections as it may, and this is the next with room.
+    Room { full: String },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

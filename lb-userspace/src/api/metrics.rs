@@ -89,6 +89,7 @@ pub fn render(
     packets(&mut registry, counters);
     services(&mut registry, &status.services);
     backends(&mut registry, &status.services);
+    hosts(&mut registry, &status.services);
     crate::api::carp::register(&mut registry, carp);
     crate::api::sync::register(&mut registry, sync);
     let mut text = String::new();
@@ -124,6 +125,12 @@ struct PoolLabels {
 struct BackendLabels {
     service: String,
     backend: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HostLabels {
+    service: String,
+    host: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -208,6 +215,8 @@ fn backends(registry: &mut Registry, services: &[ServiceStatus]) {
     let checks = Family::<CheckLabels, Counter>::default();
     let duration = Family::<BackendLabels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
     let certificate = Family::<BackendLabels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
+    let most = Family::<BackendLabels, Gauge>::default();
+    let full = Family::<BackendLabels, Gauge>::default();
     for (service, backend) in pairs(services) {
         let labels = BackendLabels { service: service.name.clone(), backend: backend.name.clone() };
         up.get_or_create(&labels).set(i64::from(backend.health == Health::Up));
@@ -217,6 +226,10 @@ fn backends(registry: &mut Registry, services: &[ServiceStatus]) {
         bytes.get_or_create(&labels).inc_by(backend.bytes);
         if let Some(millis) = backend.last_check_millis {
             duration.get_or_create(&labels).set(std::time::Duration::from_millis(millis).as_secs_f64());
+        }
+        if let Some(limit) = backend.max_connections {
+            most.get_or_create(&labels).set(i64::from(limit));
+            full.get_or_create(&labels).set(i64::from(backend.full));
         }
         if let Some(expires) = backend.certificate_expires {
             certificate.get_or_create(&labels).set(expires);
@@ -240,12 +253,36 @@ fn backends(registry: &mut Registry, services: &[ServiceStatus]) {
     registry.register("backend_admin_state", "1 for the state an operator gave the backend", admin);
     registry.register("backend_weight", "Weight, an operator's or the file's", weight);
     registry.register("backend_flows", "Live flows of the backend", flows);
+    let help = "The most flows that the backend may have of each listener";
+    registry.register("backend_max_connections", help, most);
+    let help = "1 while the backend has as many flows of some listener as it may";
+    registry.register("backend_full", help, full);
     registry.register("backend_packets", "Packets forwarded to and from the backend", packets);
     registry.register_with_unit("backend", "Bytes forwarded to and from the backend", Unit::Bytes, bytes);
     registry.register("backend_checks", "Finished health checks", checks);
     registry.register_with_unit("backend_check_duration", "Last health check", Unit::Seconds, duration);
     let help = "When the backend's certificate ends, since the epoch";
     registry.register_with_unit("backend_certificate_end", help, Unit::Seconds, certificate);
+}
+
+/// Host names that backends are found by.
+fn hosts(registry: &mut Registry, services: &[ServiceStatus]) {
+    let resolved = Family::<HostLabels, Gauge>::default();
+    let addresses = Family::<HostLabels, Gauge>::default();
+    let failures = Family::<HostLabels, Counter>::default();
+    for service in services {
+        for host in &service.hosts {
+            let labels = HostLabels { service: service.name.clone(), host: host.name.clone() };
+            let well = host.error.is_none() && !host.addresses.is_empty();
+            resolved.get_or_create(&labels).set(i64::from(well));
+            addresses.get_or_create(&labels).set(signed(host.addresses.len() as u64));
+            failures.get_or_create(&labels).inc_by(host.failures);
+        }
+    }
+    let help = "1 while the last question for the host name had a good answer";
+    registry.register("host_resolved", help, resolved);
+    registry.register("host_addresses", "Addresses of the host name that are used", addresses);
+    registry.register("host_failures", "Questions for the host name without a good answer", failures);
 }
 
 fn pairs(services: &[ServiceStatus]) -> impl Iterator<Item = (&ServiceStatus, &BackendStatus)> {

@@ -54,6 +54,9 @@ pub struct ServiceStatus {
     /// How often a listener went from one pool to another, or to none, since the daemon started.
     #[serde(default)]
     pub pool_switches: u64,
+    /// Host names that its backends are found by.
+    #[serde(default)]
+    pub hosts: Vec<HostStatus>,
     pub forward: String,
     pub scheduler: String,
     pub flows: u64,
@@ -71,6 +74,28 @@ pub enum ServiceState {
     Down,
     /// By the file or by an operator: nobody is asked to take any.
     Disabled,
+}
+
+/// A host name in place of addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostStatus {
+    /// Of its backends, each of which also bears its address.
+    pub name: String,
+    /// What is resolved.
+    pub host: String,
+    pub pool: String,
+    /// Those in use, by the last good answer.
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+    /// It has these no longer, and connections to them go on.
+    #[schema(value_type = Vec<String>)]
+    pub leaving: Vec<IpAddr>,
+    /// Why the last question had no good answer. What was known before stays.
+    pub error: Option<String>,
+    /// Questions without a good answer, since the daemon started.
+    pub failures: u64,
+    /// When it is asked for again.
+    pub next_seconds: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -92,9 +117,21 @@ pub struct BackendStatus {
     /// The least one that is up is used.
     #[serde(default)]
     pub priority: u8,
+    /// The host name that its address is of; nothing where the file has the address.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// That name has this address no longer: it gets no new flows, and goes when the last one is over.
+    #[serde(default)]
+    pub leaving: bool,
     /// Others are used now: of another pool, or with a better priority.
     #[serde(default)]
     pub standby: bool,
+    /// The most connections that it may have of each listener.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
+    /// Of some listener it has as many: it gets no new ones there.
+    #[serde(default)]
+    pub full: bool,
     /// While its slow start goes on: how much of its weight it has.
     #[serde(default)]
     pub ramp_percent: Option<u8>,
@@ -262,6 +299,19 @@ pub enum EventKind {
         using: Vec<String>,
         /// The backup is among them.
         backup: bool,
+    },
+    /// A host name has other addresses than before, or resolves again.
+    Resolved {
+        host: String,
+        #[schema(value_type = Vec<String>)]
+        added: Vec<IpAddr>,
+        #[schema(value_type = Vec<String>)]
+        gone: Vec<IpAddr>,
+    },
+    /// There was no good answer for a host name; what it had stays. Told once, until there is one again.
+    Unresolved {
+        host: String,
+        reason: String,
     },
     Reload {
         operations: u64,

@@ -92,13 +92,15 @@ Examples:
     Run(RunArgs),
     /// Check a configuration file and say what it means
     #[command(after_help = "\
-Reports every error with file, line and column. Nothing is changed and no daemon is needed.
+Reports every error with file, line and column. Nothing is changed and no daemon is needed. Host names are asked for \
+with --resolve only.
 
 Examples:
   matapa check
+  matapa check --resolve
   matapa check -c new.toml && mv new.toml /etc/matapa/matapa.toml && matapa reload
 ")]
-    Check(ConfigFile),
+    Check(Check),
     /// Show what the daemon knows
     #[command(after_help = "\
 Examples:
@@ -286,6 +288,15 @@ pub struct RunArgs {
     /// Log every step of every packet's way; slow, for finding out why something does not arrive
     #[arg(long)]
     pub trace_packets: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub file: ConfigFile,
+    /// Also ask for the addresses of host names, and say what they are
+    #[arg(long)]
+    pub resolve: bool,
 }
 
 #[derive(Debug, Args)]

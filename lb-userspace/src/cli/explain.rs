@@ -142,6 +142,11 @@ fn choice(explanation: &Explanation) -> Option<String> {
         Choice::SecondChance { silent } => {
             format!("{silent} has not answered, so {name} gets the next attempt.")
         }
+        Choice::Room { full } => {
+            format!(
+                "{full}, which the scheduler picked, has as many connections as it may, so {name} gets it."
+            )
+        }
         Choice::Fragment => format!("It follows the first fragment of its datagram to {name}."),
     })
 }

@@ -15,6 +15,7 @@ pub mod logging;
 pub mod monitor;
 pub mod output;
 pub mod reload;
+pub mod resolve;
 pub mod screens;
 pub mod show;
 pub mod sync;
@@ -30,7 +31,9 @@ use clap::error::ErrorKind;
 
 use crate::api::client::Client;
 use crate::api::server;
-use crate::cli::args::{Cli, Command, DEFAULT_READ_ONLY_SOCKET, DEFAULT_SOCKET, ImportCommand, RunArgs};
+use crate::cli::args::{
+    Check, Cli, Command, DEFAULT_READ_ONLY_SOCKET, DEFAULT_SOCKET, ImportCommand, RunArgs,
+};
 pub use crate::cli::exit::{ExitCode, Failure};
 
 /// The commands that do their work in this process, without a daemon to ask.
@@ -38,8 +41,8 @@ pub use crate::cli::exit::{ExitCode, Failure};
 pub struct Hooks {
     /// `matapa run`: the daemon. Logging has been started.
     pub run: fn(&RunArgs, Option<&Path>) -> Result<(), Failure>,
-    /// `matapa check`: judges this configuration file; the flag says whether standard error shows colours.
-    pub check: fn(&Path, bool) -> Result<(), Failure>,
+    /// `matapa check`: judges a configuration file; the flag says whether standard error shows colours.
+    pub check: fn(&Check, bool) -> Result<(), Failure>,
     /// `matapa detach`: removes the pins.
     pub detach: fn() -> Result<(), Failure>,
 }
@@ -89,7 +92,7 @@ fn dispatch(cli: Cli, hooks: &Hooks) -> Result<(), Failure> {
     };
     match cli.command {
         Command::Run(arguments) => (hooks.run)(&arguments, given.as_deref()),
-        Command::Check(file) => (hooks.check)(&file.config, output::errors_in_color()),
+        Command::Check(arguments) => (hooks.check)(&arguments, output::errors_in_color()),
         Command::Detach => (hooks.detach)(),
         Command::Import(ImportCommand::Relayd(arguments)) => import::relayd(&arguments),
         Command::Completions { shell } => generate::completions(shell),
@@ -110,9 +113,14 @@ fn dispatch(cli: Cli, hooks: &Hooks) -> Result<(), Failure> {
 }
 
 fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    value_of(command)?
+}
+
+/// Of something that waits for others.
+fn value_of<T>(command: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
-    runtime.block_on(command)
+    Ok(runtime.block_on(command))
 }

@@ -81,6 +81,17 @@ fn sentence(kind: &EventKind) -> String {
             };
             format!("service {service} {state}")
         }
+        EventKind::Resolved { host, added, gone } => {
+            let list = |sign: &str, addresses: &[std::net::IpAddr]| -> String {
+                addresses.iter().map(|address| format!(" {sign}{address}")).collect()
+            };
+            let changes = list("+", added) + &list("-", gone);
+            let changes = if changes.is_empty() { " again, as before".to_owned() } else { changes };
+            format!("resolved {host}{changes}")
+        }
+        EventKind::Unresolved { host, reason } => {
+            format!("unresolved {host}, what it had stays: {reason}")
+        }
         EventKind::Reload { operations } => format!("reload done, {}", changes(*operations)),
         EventKind::ReloadRefused { errors } => {
             format!("reload refused, the old configuration stays: {}", errors.join("; "))

@@ -7,7 +7,8 @@ use comfy_table::Cell;
 
 use crate::api::pools::{PoolRole, PoolStatus};
 use crate::api::types::{
-    AdminState, BackendStatus, Checks, CounterValue, Counters, Flows, ServiceState, ServiceStatus, Status,
+    AdminState, BackendStatus, Checks, CounterValue, Counters, Flows, HostStatus, ServiceState,
+    ServiceStatus, Status,
 };
 use crate::cli::exit::Failure;
 use crate::cli::monitor::stamp;
@@ -40,6 +41,10 @@ pub fn summary(status: &Status) -> String {
                 let available =
                     backend.availability_percent.map(|share| format!("{share:.2}%")).unwrap_or_default();
                 table.add_row(row(&backend.id, "host", &backend.name, available, host_state(backend)));
+            }
+            for host in unresolved(service).filter(|host| host.pool == pool.name) {
+                let state = word("unresolved", Meaning::Bad);
+                table.add_row(row(&"", "host", &host.name, String::new(), state));
             }
         }
     }
@@ -116,16 +121,26 @@ pub fn backends(status: &Status, only: Option<&str>) -> Result<String, Failure> 
                 Cell::new(weight(backend)),
                 word(health_word, health_meaning),
                 match backend.admin {
+                    AdminState::Draining if backend.leaving => word("leaving", Meaning::Notice),
                     AdminState::Enabled if backend.standby => word("standby", Meaning::Notice),
+                    AdminState::Enabled if backend.full => word("full", Meaning::Notice),
                     AdminState::Enabled => Cell::new(admin_word),
                     AdminState::Draining | AdminState::Disabled => word(admin_word, admin_meaning),
                 },
-                Cell::new(backend.flows),
+                Cell::new(flows_of(backend)),
                 Cell::new(backend.packets),
                 Cell::new(human_bytes(backend.bytes)),
                 Cell::new(millis),
                 text(backend.last_error.as_deref().or(backend.notice.as_deref()).unwrap_or_default()),
             ]);
+        }
+        for host in unresolved(service) {
+            let mut row = vec![Cell::new(""); 11];
+            row[0] = text(&service.name);
+            row[1] = text(&host.name);
+            row[4] = word("unresolved", Meaning::Bad);
+            row[10] = text(host.error.as_deref().unwrap_or("not answered yet"));
+            table.add_row(row);
         }
     }
     Ok(lines(&table))
@@ -311,11 +326,26 @@ fn host_state(backend: &BackendStatus) -> Cell {
         AdminState::Enabled if backend.standby && backend.health == Health::Up => {
             word("up (standby)", Meaning::Notice)
         }
+        AdminState::Enabled if backend.full && backend.health == Health::Up => {
+            word("up (full)", Meaning::Notice)
+        }
         AdminState::Enabled => word(health_word, health_meaning),
         AdminState::Disabled => word("disabled", Meaning::Notice),
+        AdminState::Draining if backend.leaving => word("leaving", Meaning::Notice),
         AdminState::Draining if backend.health == Health::Up => word("draining", Meaning::Notice),
         AdminState::Draining => word(&format!("draining ({health_word})"), Meaning::Bad),
     }
+}
+
+/// With the most there may be of each listener.
+fn flows_of(backend: &BackendStatus) -> String {
+    let most = backend.max_connections.map(|most| format!(" (max {most})")).unwrap_or_default();
+    format!("{}{most}", backend.flows)
+}
+
+/// Host names that no backend has come of.
+fn unresolved(service: &ServiceStatus) -> impl Iterator<Item = &HostStatus> {
+    service.hosts.iter().filter(|host| host.addresses.is_empty() && host.leaving.is_empty())
 }
 
 /// With what a slow start has reached of it, and the file's, if an operator has set another one.

@@ -5,7 +5,7 @@ use super::diagnostics::{At, Errors};
 use super::pools::PoolParts;
 use super::services::{PoolRef, ServiceParts};
 use super::values::quote;
-use super::{Backend, Listen, Protocol, Quorum, modes};
+use super::{Backend, Host, Listen, Protocol, Quorum, modes};
 
 /// The backup of each service, if it has one. Reports those that do not exist, and pools that would replace themselves.
 pub(super) fn resolve(errors: &mut Errors, parts: &Parts) -> Vec<Option<usize>> {
@@ -56,6 +56,22 @@ pub(super) fn apart(
                 error.related(first.span, "in the pool").help("give each server a name of its own");
             }
         }
+        for second in &backup.hosts {
+            // Addresses that turn out to be in both are the pool's.
+            let same = |first: &&At<Host>| {
+                (&first.value.host, first.value.port) == (&second.value.host, second.value.port)
+                    || first.value.name == second.value.name
+            };
+            if let Some(first) = pool.hosts.iter().find(same) {
+                let message = format!(
+                    "host {} is in the pool and in the backup of service {}",
+                    quote(&second.value.name),
+                    quote(&service.name.value)
+                );
+                let error = errors.at(second.span, message);
+                error.related(first.span, "in the pool").help("remove it from one of the two");
+            }
+        }
     }
 }
 
@@ -72,7 +88,9 @@ fn same_server(service: &ServiceParts, first: &Backend, second: &Backend) -> boo
 
 /// A quorum that all backends together do not reach would never be there.
 pub(super) fn quorums(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
-    for (service, pool) in pairs.iter().filter(|(_, pool)| pool.complete) {
+    // How many addresses a host name has is not known here.
+    let countable = |pool: &PoolParts| pool.complete && pool.hosts.is_empty();
+    for (service, pool) in pairs.iter().filter(|(_, pool)| countable(pool)) {
         let Quorum { weight, hysteresis } = pool.quorum;
         let needed = weight.saturating_add(hysteresis);
         if needed <= 1 {

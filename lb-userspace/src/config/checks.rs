@@ -172,6 +172,10 @@ fn read_table(errors: &mut Errors, key: Span, table: &DeTable<'_>) -> Option<Che
         Some(entry) => read_source(errors, entry),
         None => Some((None, None)),
     };
+    let via = match known.get("via") {
+        Some(entry) => document::word(errors, Place::Via, entry, "write \"vip\" or \"server\""),
+        None => Some("server"),
+    };
     let belong = kind.is_none_or(|kind| check_keys(errors, &known, kind));
     let probe = kind.and_then(|kind| read_probe(errors, &known, key, kind));
     let (times, (source4, source6)) = (times?, source?);
@@ -190,6 +194,7 @@ fn read_table(errors: &mut Errors, key: Span, table: &DeTable<'_>) -> Option<Che
         port: port?,
         source4,
         source6,
+        via_vip: via? == "vip",
     })
 }
 

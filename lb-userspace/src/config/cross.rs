@@ -9,8 +9,8 @@ use super::pools::PoolParts;
 use super::services::{PoolRef, ServiceParts};
 use super::values::quote;
 use super::{
-    Backend, CheckKind, Config, Control, Flows, Listen, Pool, Protocol, Service, Snat, Tunnel, XdpMode,
-    backups, listeners, modes,
+    Backend, CheckKind, Config, Control, Flows, Forward, Listen, Pool, Protocol, Resolver, Service, Snat,
+    Tunnel, XdpMode, backups, hosts, listeners, modes,
 };
 
 /// A document's parts, each of them read and none compared with another.
@@ -21,6 +21,7 @@ pub(super) struct Parts {
     pub(super) control: Control,
     pub(super) flows: Flows,
     pub(super) tunnel: Tunnel,
+    pub(super) resolver: Resolver,
     /// In the order of the file.
     pub(super) pools: Vec<PoolParts>,
     /// In the order of the file.
@@ -59,6 +60,7 @@ pub(super) fn check(errors: &mut Errors, parts: Parts) -> Option<Config> {
         modes::kept_ports(errors, pairs);
         same_servers(errors, pairs);
         check_ports(errors, pairs);
+        check_vias(errors, pairs);
         backups::quorums(errors, pairs);
     }
     backups::apart(errors, &pairs, &reserves);
@@ -148,7 +150,9 @@ fn families(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
         let mode = service.forwarding.mode.value;
         for listen in &service.listen {
             let vip = listen.value.address;
-            if pool.backends.iter().any(|backend| modes::uses(mode, vip, backend.value.address)) {
+            if pool.backends.iter().any(|backend| modes::uses(mode, vip, backend.value.address))
+                || pool.hosts.iter().any(|host| hosts::may_serve(&host.value, mode, vip))
+            {
                 continue;
             }
             let family = modes::family(vip);
@@ -158,8 +162,10 @@ fn families(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
                 quote(&pool.name.value)
             );
             let error = errors.at(listen.span, message);
-            if let Some(backend) = pool.backends.first() {
-                error.related(backend.span, "the pool's first backend");
+            let first =
+                pool.backends.iter().map(|at| at.span).chain(pool.hosts.iter().map(|at| at.span)).min();
+            if let Some(span) = first {
+                error.related(span, "the pool's first backend");
             }
             error.help(format!("add an {family} backend to the pool, or remove this address"));
         }
@@ -272,22 +278,48 @@ fn check_ports(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
     }
 }
 
+/// Only where packets go to the VIP on the server is there one to ask for; and only TCP is asked for.
+fn check_vias(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolParts)]) {
+    for (service, pool) in pairs {
+        let Some(check) = pool.check.as_ref().filter(|check| check.value.via_vip) else { continue };
+        let (name, mode) = (quote(&service.name.value), service.forwarding.mode);
+        let direct = matches!(mode.value, Forward::Dsr | Forward::Ipip | Forward::Gue);
+        if service.forwarding.clear && !direct {
+            let message = format!(
+                "a check cannot go via the VIP: by {} packets of service {name} do not either",
+                mode.value
+            );
+            let error = errors.at(check.span, message);
+            error.related(mode.span, "the service");
+            error.help("remove `via`: the check goes where packets go already");
+        } else if service.complete && service.listen.iter().all(|at| at.value.protocol != Protocol::Tcp) {
+            let message = format!("a check via the VIP needs a TCP listener, and service {name} has none");
+            errors
+                .at(check.span, message)
+                .help("remove `via`, or give the service a pool with another check");
+        }
+    }
+}
+
 fn build(parts: Parts, resolved: Vec<Option<usize>>, backups: Vec<Option<usize>>) -> Option<Config> {
     let resolved: Vec<usize> = resolved.into_iter().collect::<Option<_>>()?;
     if parts.services.iter().zip(&backups).any(|(service, found)| service.backup.is_some() && found.is_none())
     {
         return None;
     }
+    let families = hosts::families(&parts, &resolved, &backups);
     let pools = parts
         .pools
         .into_iter()
-        .map(|pool| Pool {
+        .zip(families)
+        .map(|(pool, families)| Pool {
             name: pool.name.value,
             check: pool.check.map(|check| check.value),
             on_down: pool.on_down,
             quorum: pool.quorum,
             slow_start: pool.slow_start,
             backends: pool.backends.into_iter().map(|backend| backend.value).collect(),
+            hosts: pool.hosts.into_iter().map(|host| host.value.within(families)).collect(),
         })
         .collect();
     let services = parts
@@ -322,6 +354,7 @@ fn build(parts: Parts, resolved: Vec<Option<usize>>, backups: Vec<Option<usize>>
         control: parts.control,
         flows: parts.flows,
         tunnel: parts.tunnel,
+        resolver: parts.resolver,
         pools,
         services,
         carp: parts.carp,

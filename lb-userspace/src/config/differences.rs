@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::explain::{show_target, write_flows, write_pool, write_service};
+use super::explain::{show_host, show_target, write_flows, write_pool, write_resolver, write_service};
 use super::values::show_duration;
-use super::{Backend, Config, Pool, Service};
+use super::{Backend, Config, Host, Pool, Service};
 
 /// Of two configurations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,8 @@ fn general(old: &Config, new: &Config) -> Vec<Difference> {
         // Writing to a String cannot fail.
         let _ = write_flows(&mut flows, &config.flows);
         let tunnel = format!("sources in {} and {}", config.tunnel.source4, config.tunnel.source6);
+        let mut resolver = String::new();
+        let _ = write_resolver(&mut resolver, &config.resolver);
         let seed = config.cluster.seed_file.as_ref().map(|path| path.display().to_string());
         let mut sync = String::new();
         let _ = super::cluster::write(&mut sync, &config.cluster);
@@ -76,6 +78,7 @@ fn general(old: &Config, new: &Config) -> Vec<Difference> {
             ("xdp_mode", Some(config.xdp_mode.to_string())),
             ("flows", Some(flows.trim_end().to_owned())),
             ("tunnel", Some(tunnel)),
+            ("resolver", Some(resolver.trim_end().to_owned())),
             ("cluster seed", seed),
             ("cluster sync", sync),
         ]
@@ -167,7 +170,8 @@ struct Policy {
 }
 
 fn policy(config: &Config, service: &Service) -> Policy {
-    let empty = |index: usize| Pool { backends: Vec::new(), ..config.pools[index].clone() };
+    let empty =
+        |index: usize| Pool { backends: Vec::new(), hosts: Vec::new(), ..config.pools[index].clone() };
     Policy {
         pool: empty(service.pool),
         backup: service.backup.map(empty),
@@ -175,10 +179,16 @@ fn policy(config: &Config, service: &Service) -> Policy {
     }
 }
 
-/// The backends of both pools.
-fn members(config: &Config, service: &Service) -> Vec<Backend> {
-    let pools = [Some(service.pool), service.backup];
-    pools.into_iter().flatten().flat_map(|index| config.pools[index].backends.clone()).collect()
+/// The backends of both pools as the file has them: those that a host has for now are not its.
+fn members(config: &Config, service: &Service) -> Vec<(String, Lines)> {
+    let pools = [Some(service.pool), service.backup].into_iter().flatten().map(|index| &config.pools[index]);
+    let of = |pool: &Pool| {
+        let written = pool.backends.iter().filter(|backend| backend.host.is_none());
+        let backends = written.map(|backend| (backend.name.clone(), backend_lines(backend)));
+        let hosts = pool.hosts.iter().map(|host| (host.name.clone(), host_lines(host)));
+        backends.chain(hosts).collect::<Vec<_>>()
+    };
+    pools.flat_map(of).collect()
 }
 
 fn service_lines(policy: &Policy) -> Lines {
@@ -233,31 +243,40 @@ fn labelled(text: &str) -> Lines {
     lines
 }
 
-fn backends(service: &str, old: &[Backend], new: &[Backend]) -> Vec<Difference> {
+fn backends(service: &str, old: &[(String, Lines)], new: &[(String, Lines)]) -> Vec<Difference> {
     let mut found = Vec::new();
-    let subject = |backend: &Backend| format!("backend {service}/{}", backend.name);
-    for backend in new {
-        let before = old.iter().find(|old| old.name == backend.name);
-        if before == Some(backend) {
-            continue;
-        }
+    let subject = |name: &str| format!("backend {service}/{name}");
+    for (name, lines) in new {
+        let before = old.iter().find(|(old, _)| old == name).map(|(_, lines)| lines);
         let kind = if before.is_some() { Kind::Changed } else { Kind::Added };
-        let before_lines = before.map(backend_lines).unwrap_or_default();
-        let aspects = compare(&before_lines, &backend_lines(backend), before.is_some());
-        found.push(Difference { kind, subject: subject(backend), aspects });
+        let aspects = compare(before.unwrap_or(&Lines::new()), lines, false);
+        if !aspects.is_empty() {
+            found.push(Difference { kind, subject: subject(name), aspects });
+        }
     }
-    for backend in old.iter().filter(|old| !new.iter().any(|new| new.name == old.name)) {
-        found.push(Difference { kind: Kind::Removed, subject: subject(backend), aspects: Vec::new() });
+    for (name, _) in old.iter().filter(|(old, _)| !new.iter().any(|(new, _)| new == old)) {
+        found.push(Difference { kind: Kind::Removed, subject: subject(name), aspects: Vec::new() });
     }
     found
 }
 
 fn backend_lines(backend: &Backend) -> Lines {
+    let Backend { weight, priority, max_connections, enabled, .. } = backend;
+    server_lines(show_target(backend), *weight, *priority, *max_connections, *enabled)
+}
+
+fn host_lines(host: &Host) -> Lines {
+    let Host { weight, priority, max_connections, enabled, .. } = host;
+    server_lines(show_host(host), *weight, *priority, *max_connections, *enabled)
+}
+
+fn server_lines(target: String, weight: u16, priority: u8, most: Option<u32>, enabled: bool) -> Lines {
     let lines = [
-        ("address", Some(show_target(backend))),
-        ("weight", Some(backend.weight.to_string())),
-        ("priority", (backend.priority != 0).then(|| backend.priority.to_string())),
-        ("enabled", (!backend.enabled).then(|| "no".to_owned())),
+        ("address", Some(target)),
+        ("weight", Some(weight.to_string())),
+        ("priority", (priority != 0).then(|| priority.to_string())),
+        ("max_connections", most.map(|most| most.to_string())),
+        ("enabled", (!enabled).then(|| "no".to_owned())),
     ];
     lines.into_iter().filter_map(|(label, text)| Some((label.to_owned(), text?))).collect()
 }
@@ -321,6 +340,26 @@ mod tests {
                 "Removed backend mail/mx1",
             ]
         );
+    }
+
+    #[test]
+    fn a_host_is_told_as_the_file_has_it() {
+        let host =
+            ("{ name = \"mx1\", address = \"198.51.100.11\" }", "{ host = \"mx.example.com\", port = 2525 }");
+        assert_eq!(
+            told(&[host]),
+            [
+                "Added backend mail/mx.example.com:2525 | address: None -> Some(\"IPv4 addresses of mx.example.com \
+                 port 2525\") | weight: None -> Some(\"1\")",
+                "Removed backend mail/mx1",
+            ]
+        );
+        // What it has for now is not the file's.
+        let mut resolved = config(BASE);
+        let backend =
+            Backend { host: Some("mx.example.com".to_owned()), ..resolved.pools[0].backends[0].clone() };
+        resolved.pools[0].backends.push(Backend { name: "mx-198.51.100.13".to_owned(), ..backend });
+        assert_eq!(differences(&config(BASE), &resolved), []);
     }
 
     #[test]

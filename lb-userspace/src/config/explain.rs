@@ -8,8 +8,8 @@ use super::forwarding::rewrites;
 use super::services::DEFAULT_NEW_FLOW_LIMIT;
 use super::values::{clip, quote, show_duration};
 use super::{
-    Backend, Check, Config, Control, Flows, Forward, OnDown, Pool, Probe, Quorum, RCODES, Service, Smtp,
-    WhenEmpty,
+    Backend, Check, Config, Control, Flows, Forward, Host, OnDown, Pool, Probe, Quorum, RCODES, Resolver,
+    Service, Smtp, WhenEmpty,
 };
 
 /// Says in a few lines what a configuration does: equal configurations give equal text.
@@ -23,12 +23,13 @@ pub fn explain(config: &Config) -> String {
 fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
     let listeners: usize = config.services.iter().map(|service| service.listen.len()).sum();
     let backends: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
+    let hosts: usize = config.pools.iter().map(|pool| pool.hosts.len()).sum();
     writeln!(
         out,
         "{} with {} and {}, on {} {} (XDP mode {})",
         count(config.services.len(), "service"),
         count(listeners, "listener"),
-        count(backends, "backend"),
+        servers(backends, hosts),
         if config.interfaces.len() == 1 { "interface" } else { "interfaces" },
         config.interfaces.join(", "),
         config.xdp_mode
@@ -52,6 +53,9 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
     if config.services.iter().any(|service| matches!(service.forward, Forward::Ipip | Forward::Gue)) {
         let tunnel = &config.tunnel;
         writeln!(out, "tunnels have their sources in {} and {}", tunnel.source4, tunnel.source6)?;
+    }
+    if hosts > 0 {
+        write_resolver(out, &config.resolver)?;
     }
     for service in &config.services {
         let Some(pool) = config.pools.get(service.pool) else { continue };
@@ -157,28 +161,77 @@ pub(super) fn write_pool(out: &mut String, role: &str, pool: &Pool) -> std::fmt:
         let time = show_duration(pool.slow_start);
         writeln!(out, "  slow start  a backend that comes up has its whole share after {time}")?;
     }
-    writeln!(out, "  {role}      {}, {}", pool.name, count(pool.backends.len(), "backend"))?;
-    // An unnamed backend's name is where it is.
-    let target = |backend: &Backend| Some(show_target(backend)).filter(|target| *target != backend.name);
-    let targets: Vec<String> =
-        pool.backends.iter().map(|backend| target(backend).unwrap_or_default()).collect();
-    let names = pool.backends.iter().map(|backend| backend.name.len()).max().unwrap_or_default();
-    let addresses = targets.iter().map(String::len).max().unwrap_or_default();
-    let gap = if addresses == 0 { "" } else { "  " };
-    for (backend, target) in pool.backends.iter().zip(&targets) {
-        let weight = match backend.weight {
+    writeln!(out, "  {role}      {}, {}", pool.name, servers(pool.backends.len(), pool.hosts.len()))?;
+    let rows: Vec<Row<'_>> =
+        pool.backends.iter().map(Row::of_backend).chain(pool.hosts.iter().map(Row::of_host)).collect();
+    let names = rows.iter().map(|row| row.name.len()).max().unwrap_or_default();
+    let targets = rows.iter().map(|row| row.target.len()).max().unwrap_or_default();
+    let gap = if targets == 0 { "" } else { "  " };
+    let priorities = rows.iter().any(|row| row.priority != 0);
+    for Row { name, target, weight, priority, max_connections, enabled } in rows {
+        let weight = match weight {
             0 => "weight 0 (no new connections)".to_owned(),
             weight => format!("weight {weight}"),
         };
-        let priority = if pool.backends.iter().all(|one| one.priority == 0) {
-            String::new()
-        } else {
-            format!(", priority {}", backend.priority)
-        };
-        let disabled = if backend.enabled { "" } else { ", disabled" };
-        writeln!(out, "    {:names$}{gap}{target:addresses$}  {weight}{priority}{disabled}", backend.name)?;
+        let priority = if priorities { format!(", priority {priority}") } else { String::new() };
+        let most = max_connections.map(|most| format!(", at most {most} connections")).unwrap_or_default();
+        let disabled = if enabled { "" } else { ", disabled" };
+        writeln!(out, "    {name:names$}{gap}{target:targets$}  {weight}{priority}{most}{disabled}")?;
     }
     Ok(())
+}
+
+/// A line of a pool.
+struct Row<'a> {
+    name: &'a str,
+    target: String,
+    weight: u16,
+    priority: u8,
+    max_connections: Option<u32>,
+    enabled: bool,
+}
+
+impl<'a> Row<'a> {
+    fn of_backend(backend: &'a Backend) -> Self {
+        let Backend { name, weight, priority, max_connections, enabled, .. } = backend;
+        // An unnamed backend's name is where it is.
+        let target = Some(show_target(backend)).filter(|target| target != name).unwrap_or_default();
+        let (weight, priority, max_connections, enabled) = (*weight, *priority, *max_connections, *enabled);
+        Self { name, target, weight, priority, max_connections, enabled }
+    }
+
+    fn of_host(host: &'a Host) -> Self {
+        let Host { name, weight, priority, max_connections, enabled, .. } = host;
+        let (weight, priority, max_connections, enabled) = (*weight, *priority, *max_connections, *enabled);
+        Self { name, target: show_host(host), weight, priority, max_connections, enabled }
+    }
+}
+
+fn servers(backends: usize, hosts: usize) -> String {
+    match (backends, hosts) {
+        (_, 0) => count(backends, "backend"),
+        (0, _) => count(hosts, "host name"),
+        _ => format!("{} and {}", count(backends, "backend"), count(hosts, "host name")),
+    }
+}
+
+pub(super) fn write_resolver(out: &mut String, resolver: &Resolver) -> std::fmt::Result {
+    let servers: Vec<String> = resolver.servers.iter().map(ToString::to_string).collect();
+    let servers =
+        if servers.is_empty() { "those of /etc/resolv.conf".to_owned() } else { servers.join(", ") };
+    let [least, most] = [resolver.min_ttl, resolver.max_ttl].map(show_duration);
+    writeln!(out, "host names are resolved by {servers}, again when their TTL is over ({least} to {most})")
+}
+
+pub(super) fn show_host(host: &Host) -> String {
+    let port = host.port.map(|port| format!(" port {port}")).unwrap_or_default();
+    let families = match (host.families.v4, host.families.v6) {
+        (true, true) => "all addresses",
+        (true, false) => "IPv4 addresses",
+        (false, true) => "IPv6 addresses",
+        (false, false) => "no addresses, as no listener uses them,",
+    };
+    format!("{families} of {}{port}", host.host)
 }
 
 /// What is particular to the mode.
@@ -223,6 +276,12 @@ fn write_check(out: &mut String, check: &Check) -> std::fmt::Result {
         .collect();
     if !sources.is_empty() {
         writeln!(out, "              from {}", sources.join(" and "))?;
+    }
+    if check.via_vip {
+        writeln!(
+            out,
+            "              and the VIP must answer on each server, by the way of clients' packets"
+        )?;
     }
     if check.jitter != Check::of(Probe::Tcp).jitter {
         writeln!(out, "              {} % earlier or later, by chance", check.jitter)?;

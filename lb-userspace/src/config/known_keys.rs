@@ -14,12 +14,14 @@ pub(super) enum Place {
     Snat,
     Flows,
     Tunnel,
+    Resolver,
     Check,
     Step,
     Carp,
     Cluster,
     Sync,
     XdpMode,
+    Family,
     OnDown,
     WhenEmpty,
     Forward,
@@ -30,11 +32,13 @@ pub(super) enum Place {
     CarpMac,
     Method,
     Transport,
+    Via,
 }
 
 use Place::{
-    Backend, Carp, CarpDialect, CarpMac, Check, CheckType, Cluster, Control, Flows, Forward, Method, OnDown,
-    Pool, Protocol, Scheduler, Service, Snat, Step, Sync, Top, Transport, Tunnel, WhenEmpty, XdpMode,
+    Backend, Carp, CarpDialect, CarpMac, Check, CheckType, Cluster, Control, Family, Flows, Forward, Method,
+    OnDown, Pool, Protocol, Resolver, Scheduler, Service, Snat, Step, Sync, Top, Transport, Tunnel, Via,
+    WhenEmpty, XdpMode,
 };
 
 impl Place {
@@ -49,6 +53,7 @@ impl Place {
                 | Snat
                 | Flows
                 | Tunnel
+                | Resolver
                 | Check
                 | Step
                 | Carp
@@ -68,6 +73,7 @@ impl Place {
             Snat => "in `snat`",
             Flows => "in [flows]",
             Tunnel => "in [tunnel]",
+            Resolver => "in [resolver]",
             Check => "in a check",
             Step => "in a step",
             Carp => "in a carp table",
@@ -77,7 +83,9 @@ impl Place {
             CarpMac => "mac",
             Method => "method",
             Transport => "transport",
+            Via => "via",
             XdpMode => "xdp_mode",
+            Family => "family",
             OnDown => "on_down",
             WhenEmpty => "when_empty",
             Forward => "forward",
@@ -104,6 +112,7 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Top, "control", Now),
     (Top, "flows", Now),
     (Top, "tunnel", Now),
+    (Top, "resolver", Now),
     (Top, "pools", Now),
     (Top, "services", Now),
     (Top, "cluster", Now),
@@ -121,8 +130,11 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Pool, "slow_start", Now),
     (Backend, "name", Now),
     (Backend, "address", Now),
+    (Backend, "host", Now),
+    (Backend, "family", Now),
     (Backend, "port", Now),
     (Backend, "weight", Now),
+    (Backend, "max_connections", Now),
     (Backend, "enabled", Now),
     (Backend, "check", Later("move it to the pool; its backends are all checked alike")),
     (
@@ -160,6 +172,9 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Flows, "udp", Now),
     (Tunnel, "source4", Now),
     (Tunnel, "source6", Now),
+    (Resolver, "servers", Now),
+    (Resolver, "min_ttl", Now),
+    (Resolver, "max_ttl", Now),
     (Check, "type", Now),
     (Check, "interval", Now),
     (Check, "timeout", Now),
@@ -194,7 +209,7 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Check, "transport", Now),
     (Check, "command", Now),
     (Check, "user", Now),
-    (Check, "via", Later("remove it; checks go to the servers' own addresses")),
+    (Check, "via", Now),
     (Step, "send", Now),
     (Step, "send_hex", Now),
     (Step, "expect", Now),
@@ -228,6 +243,9 @@ const WORDS: &[(Place, &str, Support)] = &[
     (XdpMode, "auto", Now),
     (XdpMode, "native", Now),
     (XdpMode, "generic", Now),
+    (Family, "any", Now),
+    (Family, "ipv4", Now),
+    (Family, "ipv6", Now),
     (OnDown, "reset", Now),
     (OnDown, "keep", Now),
     (WhenEmpty, "drop", Now),
@@ -256,6 +274,8 @@ const WORDS: &[(Place, &str, Support)] = &[
     (Method, "HEAD", Now),
     (Transport, "udp", Now),
     (Transport, "tcp", Now),
+    (Via, "server", Now),
+    (Via, "vip", Now),
     (Protocol, "tcp", Now),
     (Protocol, "udp", Now),
     (Protocol, "any", Now),

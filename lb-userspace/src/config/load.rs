@@ -10,7 +10,7 @@ use super::cross::{self, Parts};
 use super::diagnostics::{Diagnostics, Errors, Span};
 use super::document::{self, Known};
 use super::known_keys::Place;
-use super::{Config, carp, cluster, general, pools, services, syntax};
+use super::{Config, carp, cluster, general, pools, resolver, services, syntax};
 
 /// Bytes. A configuration is kilobytes; a device or a log given by mistake must not fill the memory.
 const LARGEST_FILE: u64 = 4 << 20;
@@ -120,6 +120,7 @@ fn read(errors: &mut Errors, document: &DeTable<'_>) -> Parts {
     let control = general::read_control(errors, known.get("control"));
     let flows = general::read_flows(errors, known.get("flows"));
     let tunnel = general::read_tunnel(errors, known.get("tunnel"));
+    let resolver = resolver::read(errors, known.get("resolver"));
     let mut pools = Vec::new();
     if let Some(entry) = known.get("pools") {
         for (name, table) in document::named_tables(errors, entry, Place::Pool) {
@@ -150,5 +151,17 @@ fn read(errors: &mut Errors, document: &DeTable<'_>) -> Parts {
     pools.sort_by_key(|pool| pool.name.span);
     // Without these sections under their right names, their members are not missed one by one.
     let sections_found = ["pools", "services"].iter().all(|key| known.get(key).is_some() || known.lacks(key));
-    Parts { interfaces, xdp_mode, control, flows, tunnel, pools, services, carp, cluster, sections_found }
+    Parts {
+        interfaces,
+        xdp_mode,
+        control,
+        flows,
+        tunnel,
+        resolver,
+        pools,
+        services,
+        carp,
+        cluster,
+        sections_found,
+    }
 }

@@ -15,6 +15,7 @@ mod document;
 mod explain;
 mod forwarding;
 mod general;
+mod hosts;
 mod known_keys;
 mod listen;
 mod listeners;
@@ -22,6 +23,7 @@ mod load;
 mod modes;
 mod pools;
 mod probes;
+mod resolver;
 mod services;
 mod syntax;
 mod values;
@@ -37,10 +39,13 @@ pub use diagnostics::{Diagnostic, Diagnostics};
 pub(crate) use diagnostics::{Errors, Span};
 pub use differences::{Aspect, Difference, Kind, differences};
 pub use explain::explain;
+pub use hosts::{Families, Host};
+pub(crate) use hosts::{is_name, no_server};
 pub use load::{ConfigError, load, parse};
 pub use probes::{
     Check, CheckKind, Dns, Exec, Http, Method, Pattern, Piece, Probe, RCODES, SendExpect, Smtp, Step, Tls,
 };
+pub use resolver::Resolver;
 
 /// A checked configuration. Every name in it is unique and every reference resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +56,7 @@ pub struct Config {
     pub control: Control,
     pub flows: Flows,
     pub tunnel: Tunnel,
+    pub resolver: Resolver,
     /// In the order of the file.
     pub pools: Vec<Pool>,
     /// In the order of the file.
@@ -64,10 +70,12 @@ impl Config {
     /// The backends of a service: those of its pool, then those of its backup. No two have the same name.
     pub fn members<'c>(&'c self, service: &Service) -> impl Iterator<Item = Member<'c>> + Clone {
         let pools = [(Role::Primary, Some(service.pool)), (Role::Backup, service.backup)];
-        pools
-            .into_iter()
-            .filter_map(|(role, index)| Some((role, self.pools.get(index?)?)))
-            .flat_map(|(role, pool)| pool.backends.iter().map(move |backend| Member { role, pool, backend }))
+        let (forward, gue_port) = (service.forward, service.gue_port);
+        pools.into_iter().filter_map(|(role, index)| Some((role, self.pools.get(index?)?))).flat_map(
+            move |(role, pool)| {
+                pool.backends.iter().map(move |backend| Member { role, pool, backend, forward, gue_port })
+            },
+        )
     }
 
     /// The backend of a service that has this name.
@@ -89,6 +97,10 @@ pub struct Member<'c> {
     pub role: Role,
     pub pool: &'c Pool,
     pub backend: &'c Backend,
+    /// The service's.
+    pub forward: Forward,
+    /// Likewise.
+    pub gue_port: u16,
 }
 
 /// How the program is attached.
@@ -179,7 +191,11 @@ pub struct Pool {
     pub quorum: Quorum,
     /// How long a backend that comes up takes to get its whole share of new flows. Default 0: at once.
     pub slow_start: Duration,
+    /// Those with an address in the file, in its order; then those that hosts have been resolved to
+    /// ([`crate::hosts::expand`]), of which a file as it is read has none.
     pub backends: Vec<Backend>,
+    /// Names of servers, whose addresses are asked for while the daemon runs.
+    pub hosts: Vec<Host>,
 }
 
 /// How much of a pool must be there for it to be used: weights of backends that are up and enabled, behind each listener.
@@ -219,8 +235,14 @@ pub struct Backend {
     pub weight: u16,
     /// Of those that are up, only the ones with the least number get new flows. Default 0.
     pub priority: u8,
+    /// It gets no new flow of a listener while it has as many of it. `None`: as many as there come.
+    pub max_connections: Option<u32>,
     /// False: as if an operator had disabled it. Default true.
     pub enabled: bool,
+    /// The host name that had this address for an answer; `None` where the address stands in the file.
+    pub host: Option<String>,
+    /// Of a host that has this address no longer: no new flows, and it goes when its old ones are over.
+    pub leaving: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

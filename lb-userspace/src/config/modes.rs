@@ -8,7 +8,7 @@ use super::forwarding::{SnatParts, rewrites};
 use super::pools::PoolParts;
 use super::services::ServiceParts;
 use super::values::quote;
-use super::{Backend, Forward, Listen, Protocol};
+use super::{Forward, Listen, Protocol, hosts};
 
 /// Sources of all services together.
 const MOST_SNAT_ADDRESSES: usize = 255;
@@ -29,25 +29,32 @@ pub(super) fn kept_ports(errors: &mut Errors, pairs: &[(&ServiceParts, &PoolPart
         if rewrites(mode.value) {
             continue;
         }
+        let keeps = |port: u16, used: &dyn Fn(IpAddr) -> bool| {
+            service.listen.iter().find(|listen| {
+                let Listen { address, port: first, last_port, protocol } = listen.value;
+                used(address) && protocol != Protocol::Any && (first, last_port) != (port, port)
+            })
+        };
         for backend in &pool.backends {
             let Some(port) = backend.value.port else { continue };
-            let other = |listen: &&At<Listen>| {
-                let Listen { address, port: first, last_port, protocol } = listen.value;
-                uses(mode.value, address, backend.value.address)
-                    && protocol != Protocol::Any
-                    && (first, last_port) != (port, port)
-            };
-            if let Some(listen) = service.listen.iter().find(other) {
-                kept_port(errors, &mode, listen, backend, port);
+            if let Some(listen) = keeps(port, &|vip| uses(mode.value, vip, backend.value.address)) {
+                let shown = backend.value.address.to_string();
+                kept_port(errors, &mode, listen, At { value: &shown, span: backend.span }, port);
+            }
+        }
+        for host in &pool.hosts {
+            let Some(port) = host.value.port else { continue };
+            if let Some(listen) = keeps(port, &|vip| hosts::may_serve(&host.value, mode.value, vip)) {
+                kept_port(errors, &mode, listen, At { value: &host.value.host, span: host.span }, port);
             }
         }
     }
 }
 
-fn kept_port(errors: &mut Errors, mode: &At<Forward>, listen: &At<Listen>, backend: &At<Backend>, port: u16) {
+fn kept_port(errors: &mut Errors, mode: &At<Forward>, listen: &At<Listen>, backend: At<&str>, port: u16) {
     let message = format!(
         "backend {} cannot have port {port} behind {}: {} does not rewrite packets, so it gets the client's port",
-        backend.value.address, listen.value, mode.value
+        backend.value, listen.value, mode.value
     );
     let error = errors.at(backend.span, message);
     error.related(listen.span, "the port that stays");

@@ -10,9 +10,11 @@ use super::diagnostics::{At, Errors, Span};
 use super::document::{self, Entry, Known, Value};
 use super::known_keys::Place;
 use super::values::{self, Role, quote};
-use super::{Backend, Check, OnDown, Quorum, checks, listen};
+use super::{Backend, Check, Families, Host, OnDown, Quorum, checks, hosts, listen};
 
 const DEFAULT_WEIGHT: u16 = 1;
+/// As many flows as the largest table has room for.
+const MOST_CONNECTIONS: RangeInclusive<u32> = 1..=64 << 20;
 /// As many as a pool can have, each with the largest weight.
 const MOST_QUORUM: u32 = 1_000_000;
 const SLOW_STARTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
@@ -31,7 +33,8 @@ pub(super) struct PoolParts {
     pub(super) quorum_span: Span,
     pub(super) slow_start: Duration,
     pub(super) backends: Vec<At<Backend>>,
-    /// Every backend of the file is in `backends`; else some were left out because of errors.
+    pub(super) hosts: Vec<At<Host>>,
+    /// Every backend of the file is in `backends` or `hosts`; else some were left out because of errors.
     pub(super) complete: bool,
 }
 
@@ -54,12 +57,10 @@ pub(super) fn read_known(errors: &mut Errors, name: At<&str>, known: &Known<'_>,
         .get("slow_start")
         .and_then(|entry| values::duration(errors, entry, &SLOW_STARTS))
         .map_or(Duration::ZERO, |at| at.value);
-    let (backends, complete) = match known.get("backends") {
-        Some(entry) => read_backends(errors, entry),
-        None => (Vec::new(), false),
-    };
+    let Servers { backends, hosts, complete } =
+        known.get("backends").map(|entry| read_backends(errors, entry)).unwrap_or_default();
     let name = At { value: name.value.to_owned(), span: name.span };
-    PoolParts { name, own, check, on_down, quorum, quorum_span, slow_start, backends, complete }
+    PoolParts { name, own, check, on_down, quorum, quorum_span, slow_start, backends, hosts, complete }
 }
 
 fn read_quorum(errors: &mut Errors, known: &Known<'_>) -> (Quorum, Span) {
@@ -91,69 +92,149 @@ fn read_on_down(errors: &mut Errors, entry: Entry<'_>) -> Option<OnDown> {
     }
 }
 
-fn read_backends(errors: &mut Errors, entry: Entry<'_>) -> (Vec<At<Backend>>, bool) {
-    let items = document::list(errors, entry, "a list of servers", HELP);
-    let mut backends: Vec<At<Backend>> = Vec::new();
-    let mut complete = !items.is_empty();
-    for item in items {
-        match read_backend(errors, item) {
-            Some(backend) => {
-                report_duplicates(errors, &backends, &backend);
-                backends.push(backend);
-            }
-            None => complete = false,
-        }
-    }
-    (backends, complete)
+/// What `backends` lists.
+#[derive(Debug, Default)]
+struct Servers {
+    backends: Vec<At<Backend>>,
+    hosts: Vec<At<Host>>,
+    complete: bool,
 }
 
-fn report_duplicates(errors: &mut Errors, before: &[At<Backend>], backend: &At<Backend>) {
+/// One of them.
+enum Server {
+    Backend(Backend),
+    Host(Host),
+}
+
+fn read_backends(errors: &mut Errors, entry: Entry<'_>) -> Servers {
+    let items = document::list(errors, entry, "a list of servers", HELP);
+    let mut servers = Servers { complete: !items.is_empty(), ..Servers::default() };
+    for item in items {
+        let span = Span::from(item.span());
+        match read_backend(errors, item) {
+            Some(Server::Backend(value)) => {
+                let backend = At { value, span };
+                report_duplicates(errors, &servers, &backend);
+                servers.backends.push(backend);
+            }
+            Some(Server::Host(value)) => {
+                let host = At { value, span };
+                report_same_host(errors, &servers, &host);
+                servers.hosts.push(host);
+            }
+            None => servers.complete = false,
+        }
+    }
+    servers
+}
+
+fn report_duplicates(errors: &mut Errors, before: &Servers, backend: &At<Backend>) {
     let new = &backend.value;
     let same_server = |old: &&At<Backend>| (old.value.address, old.value.port) == (new.address, new.port);
-    if let Some(old) = before.iter().find(same_server) {
+    if let Some(old) = before.backends.iter().find(same_server) {
         let port = new.port.map(|port| format!(" port {port}")).unwrap_or_default();
         let message = format!("backend {}{port} is in this pool twice", new.address);
         errors.at(backend.span, message).related(old.span, "first here").help("remove one of the two");
-    } else if let Some(old) = before.iter().find(|old| old.value.name == new.name) {
-        let message = format!("two backends of this pool are named {}", quote(&new.name));
-        errors.at(backend.span, message).related(old.span, "first here").help("give each a name of its own");
+    } else if let Some(old) = before.named(&new.name) {
+        report_same_name(errors, backend.span, old, &new.name);
     }
 }
 
-fn read_backend(errors: &mut Errors, item: &Value<'_>) -> Option<At<Backend>> {
+fn report_same_host(errors: &mut Errors, before: &Servers, host: &At<Host>) {
+    let new = &host.value;
+    let same = |old: &&At<Host>| (&old.value.host, old.value.port) == (&new.host, new.port);
+    if let Some(old) = before.hosts.iter().find(same) {
+        let message = format!("host {} is in this pool twice", quote(&new.host));
+        errors.at(host.span, message).related(old.span, "first here").help("remove one of the two");
+    } else if let Some(old) = before.named(&new.name) {
+        report_same_name(errors, host.span, old, &new.name);
+    }
+}
+
+fn report_same_name(errors: &mut Errors, span: Span, old: Span, name: &str) {
+    let message = format!("two backends of this pool are named {}", quote(name));
+    errors.at(span, message).related(old, "first here").help("give each a name of its own");
+}
+
+impl Servers {
+    fn named(&self, name: &str) -> Option<Span> {
+        let backend = self.backends.iter().find(|at| at.value.name == name).map(|at| at.span);
+        backend.or_else(|| self.hosts.iter().find(|at| at.value.name == name).map(|at| at.span))
+    }
+}
+
+fn read_backend(errors: &mut Errors, item: &Value<'_>) -> Option<Server> {
     let span = Span::from(item.span());
-    let value = match item.get_ref() {
+    match item.get_ref() {
         DeValue::String(text) => {
+            if let Some((host, port)) = hosts::split(text) {
+                let port = match port {
+                    Some(port) => Some(values::port(errors, span, port)?),
+                    None => None,
+                };
+                return Some(Server::Host(Host {
+                    name: text.to_string(),
+                    host: host.to_owned(),
+                    families: Families::BOTH,
+                    port,
+                    weight: DEFAULT_WEIGHT,
+                    priority: 0,
+                    max_connections: None,
+                    enabled: true,
+                }));
+            }
             let (address, port) = listen::read_endpoint(errors, text, span)?;
-            Backend {
+            Some(Server::Backend(Backend {
                 name: text.to_string(),
                 address,
                 port,
                 weight: DEFAULT_WEIGHT,
                 priority: 0,
+                max_connections: None,
                 enabled: true,
-            }
+                host: None,
+                leaving: false,
+            }))
         }
-        DeValue::Table(table) => read_table(errors, span, table)?,
+        DeValue::Table(table) => read_table(errors, span, table),
         _ => {
             let help = "write \"198.51.100.11\", or { name = \"mx1\", address = \"198.51.100.11\" }";
             document::mismatch(errors, "backends", "a list of addresses or tables", item, help);
-            return None;
+            None
         }
-    };
-    Some(At { value, span })
+    }
 }
 
-fn read_table(errors: &mut Errors, span: Span, table: &DeTable<'_>) -> Option<Backend> {
+fn read_table(errors: &mut Errors, span: Span, table: &DeTable<'_>) -> Option<Server> {
     let known = Known::read(errors, Place::Backend, table);
-    let address = match known.get("address") {
-        Some(entry) => read_address(errors, entry),
-        None => {
-            if known.lacks("address") {
+    let host = known.get("host");
+    let address = match (known.get("address"), host) {
+        (Some(_), Some(host)) => {
+            let error = errors.at(host.key.span, "a backend has either an `address` or a `host`");
+            error.help("keep `address` for one address, `host` for all addresses of a name");
+            None
+        }
+        (Some(entry), None) => read_address(errors, entry),
+        (None, Some(_)) => None,
+        (None, None) => {
+            if known.lacks("address") && known.lacks("host") {
                 errors.absent(span, "the backend has no `address`").help("add `address = \"198.51.100.11\"`");
             }
             None
         }
+    };
+    let found = match host {
+        Some(entry) => hosts::read(errors, entry),
+        None => None,
+    };
+    let families = match known.get("family") {
+        Some(entry) if host.is_none() => {
+            let error = errors.at(entry.key.span, "`family` is for a `host` only");
+            error.help("remove it: an address has its family");
+            None
+        }
+        Some(entry) => hosts::read_families(errors, entry),
+        None => Some(Families::BOTH),
     };
     let port = match known.get("port") {
         Some(entry) => document::integer(errors, entry, 1..=65535).map(|port| u16::try_from(port).ok()),
@@ -169,6 +250,10 @@ fn read_table(errors: &mut Errors, span: Span, table: &DeTable<'_>) -> Option<Ba
         Some(entry) => document::integer(errors, entry, 0..=255).and_then(|number| u8::try_from(number).ok()),
         None => Some(0),
     };
+    let max_connections = match known.get("max_connections") {
+        Some(entry) => document::integer(errors, entry, MOST_CONNECTIONS).map(Some),
+        None => Some(None),
+    };
     let enabled = match known.get("enabled") {
         Some(entry) => document::boolean(errors, entry),
         None => Some(true),
@@ -179,6 +264,25 @@ fn read_table(errors: &mut Errors, span: Span, table: &DeTable<'_>) -> Option<Ba
             .map(|name| Some(name.value.to_owned())),
         None => Some(None),
     };
+    if let (Some(_), Some(_)) = (known.get("address"), host) {
+        return None;
+    }
+    if host.is_some() {
+        let (host, families, port) = (found?.to_owned(), families?, port?);
+        let unnamed = || port.map_or_else(|| host.clone(), |port| format!("{host}:{port}"));
+        let name = name?.unwrap_or_else(unnamed);
+        return Some(Server::Host(Host {
+            name,
+            host,
+            families,
+            port,
+            weight: weight?,
+            priority: priority?,
+            max_connections: max_connections?,
+            enabled: enabled?,
+        }));
+    }
+    families?;
     let ((address, written), port) = (address?, port?);
     // As it would be written without a table, so that two ports of one server have two names.
     let unnamed = || match (port, address) {
@@ -187,7 +291,17 @@ fn read_table(errors: &mut Errors, span: Span, table: &DeTable<'_>) -> Option<Ba
         (Some(port), IpAddr::V6(_)) => format!("[{written}]:{port}"),
     };
     let name = name?.unwrap_or_else(unnamed);
-    Some(Backend { name, address, port, weight: weight?, priority: priority?, enabled: enabled? })
+    Some(Server::Backend(Backend {
+        name,
+        address,
+        port,
+        weight: weight?,
+        priority: priority?,
+        max_connections: max_connections?,
+        enabled: enabled?,
+        host: None,
+        leaving: false,
+    }))
 }
 
 fn read_address<'a>(errors: &mut Errors, entry: Entry<'a>) -> Option<(IpAddr, &'a str)> {
@@ -199,6 +313,11 @@ fn read_address<'a>(errors: &mut Errors, entry: Entry<'a>) -> Option<(IpAddr, &'
     {
         let message = format!("`address` contains a port: {}", quote(text.value));
         errors.at(text.span, message).help(format!("write `address = \"{address}\", port = {port}`"));
+        return None;
+    }
+    if hosts::split(text.value).is_some() {
+        let message = format!("`address` is a host name: {}", quote(text.value));
+        errors.at(text.span, message).help("write `host` instead of `address`");
         return None;
     }
     let address = values::address(errors, text.span, text.value, Role::Backend)?;

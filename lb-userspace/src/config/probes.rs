@@ -29,6 +29,9 @@ pub struct Check {
     pub source4: Option<Ipv4Addr>,
     /// Likewise of an IPv6 address.
     pub source6: Option<Ipv6Addr>,
+    /// The VIP must answer on the server, too, by the way that clients' packets go. Where the service forwards by `dsr`,
+    /// `ipip` or `gue`, for its TCP listeners. Default false.
+    pub via_vip: bool,
 }
 
 impl Check {
@@ -46,6 +49,7 @@ impl Check {
             port: None,
             source4: None,
             source6: None,
+            via_vip: false,
         }
     }
 

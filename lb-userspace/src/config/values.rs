@@ -152,7 +152,7 @@ pub(super) fn address(errors: &mut Errors, span: Span, text: &str, role: Role) -
 }
 
 /// Why packets cannot be forwarded to an address, and what to write instead.
-fn unusable(address: IpAddr, role: Role) -> Option<(&'static str, String)> {
+pub(super) fn unusable(address: IpAddr, role: Role) -> Option<(&'static str, String)> {
     let plain = |instead: &str| format!("write {instead}, such as \"{}\"", role.example());
     let reachable = match role {
         Role::Vip => plain("the address that clients connect to"),
@@ -221,7 +221,7 @@ fn no_address(text: &str, role: Role) -> (String, String) {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
     if host_name {
         return (
-            format!("host names are not yet supported: {shown}"),
+            format!("{what} {shown} is a host name, and must be an address"),
             format!("write an IP address, such as \"{example}\""),
         );
     }

@@ -62,6 +62,7 @@ impl Control {
             config: &self.config,
             config_file: &self.config_file.display().to_string(),
             state: &self.state,
+            hosts: &self.hosts.answers,
             dataplane: &self.dataplane,
             attached: &self.attached,
             started: self.started,

@@ -19,6 +19,8 @@ use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach;
 use crate::dataplane::plan::plan;
 use crate::dataplane::{Dataplane, Maps as _};
+use crate::hosts::answers::Answers;
+use crate::hosts::expand::{LeftOut, expand};
 
 pub(super) const CAPACITY_STAYS: &str = "flows.capacity is used when the flow table is made, and this one goes on as it \
     is; run `matapa detach` and start the daemon again to change it (this interrupts forwarding)";
@@ -32,6 +34,9 @@ pub(super) struct Prepared {
     interfaces: Vec<(String, u32)>,
     vhids: Vec<carp::plan::Plan>,
     sync: Option<crate::sync::task::Plan>,
+    /// What host names stand for, and what of it cannot be used.
+    answers: Answers,
+    left_out: Vec<LeftOut>,
 }
 
 fn refuse(text: impl std::fmt::Display) -> Refusal {
@@ -64,7 +69,7 @@ impl Control {
         if let Err(Refusal::Configuration(lines)) = &prepared {
             self.emit(EventKind::ReloadRefused { errors: lines.clone() });
         }
-        let Prepared { config: new, state, interfaces, vhids, sync, .. } = prepared?;
+        let Prepared { config: new, state, interfaces, vhids, sync, answers, left_out, .. } = prepared?;
         let services = self.service_states();
         // An interface that was removed and made again has another number.
         let same =
@@ -94,6 +99,9 @@ impl Control {
             }
         };
         (self.config, self.state) = (new, state);
+        self.hosts.answers = answers;
+        self.tell_left_out(left_out);
+        self.ask_hosts();
         self.tell_pools();
         self.change_sync(sync);
         self.meet_neighbours();
@@ -110,7 +118,8 @@ impl Control {
     /// # Errors
     /// When the file, or something that it names, cannot be used.
     pub(super) fn prepare_reload(&self) -> Result<Prepared, Refusal> {
-        let new = config::load(&self.config_file).map_err(|error| Refusal::Configuration(error.lines()))?;
+        let mut new =
+            config::load(&self.config_file).map_err(|error| Refusal::Configuration(error.lines()))?;
         if new.control != self.config.control {
             return Err(refuse(
                 "what is in [control] cannot change while the daemon runs: restart it, \
@@ -118,6 +127,9 @@ impl Control {
             ));
         }
         let interfaces = attach::resolve(&new.interfaces).map_err(|error| refuse(format!("{error:#}")))?;
+        let mut answers = self.hosts.answers.clone();
+        answers.follow(&new, Instant::now());
+        let left_out = expand(&mut new, &answers);
         let mut state = self.state.clone();
         state.inherit(&new, self.dataplane.image());
         state.retain(&new);
@@ -126,7 +138,7 @@ impl Control {
         let image = desired(&new, &state, self.dataplane.image(), capacity).map_err(refuse)?;
         let vhids = carp::plan::prepare(&new.carp).map_err(|error| refuse(format!("{error:#}")))?;
         let sync = FlowSync::prepare(&new).map_err(|error| refuse(format!("{error:#}")))?;
-        Ok(Prepared { config: new, state, image, interfaces, vhids, sync })
+        Ok(Prepared { config: new, state, image, interfaces, vhids, sync, answers, left_out })
     }
 
     /// Puts the program where the running configuration wants it: a change of mode takes it off before it is known

@@ -247,7 +247,11 @@ impl Control {
                         address.zip(u16::try_from(first).ok()).map(|(ip, port)| SocketAddr::new(*ip, port));
                 }
                 Step::Routed => explanation.next_hop = next_hop(first, second, outcome),
-                Step::Moved | Step::IcmpError | Step::Tags | Step::Done => {}
+                Step::Full if second != 0 => {
+                    explanation.choice = Some(Choice::Room { full: name_of(image, first) });
+                    explanation.backend = backend_of(image, second);
+                }
+                Step::Moved | Step::IcmpError | Step::Tags | Step::Full | Step::Done => {}
             }
         }
         // The first stage sends known flows of `nat` without a word about it.

@@ -1,16 +1,17 @@
 //! What is known of the servers, and what is wanted of them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::choices::{Choices, Seen, chooses};
 use super::passive::Passive;
 use super::wishes::Wishes;
 use crate::api::types::AdminState;
-use crate::config::{Backend, Config, Listen, Member, Service};
+use crate::config::{Backend, Config, Forward, Listen, Member, Protocol, Service};
 use crate::dataplane::desired::Verdicts;
 use crate::dataplane::image::{BackendEntry, ByHand, Image, Server, server_port, serves};
-use crate::health::{CheckError, Health, Report, Target};
+use crate::health::{Carriage, CheckError, Health, Report, Target, Via};
 
 /// What the checks of one target have found.
 #[derive(Clone, Debug, Default)]
@@ -240,9 +241,25 @@ impl Verdicts for State {
 }
 
 /// The target that tells the health of a backend behind a listener; `None` without a check.
-pub fn target(listen: &Listen, Member { pool, backend, .. }: &Member<'_>) -> Option<Target> {
+pub fn target(listen: &Listen, member: &Member<'_>) -> Option<Target> {
+    let Member { pool, backend, .. } = member;
     let check = pool.check.as_ref()?;
-    Some(Target::new(backend.address, backend.port.unwrap_or(listen.port), check))
+    let mut target = Target::new(backend.address, backend.port.unwrap_or(listen.port), check);
+    if check.via_vip && listen.protocol == Protocol::Tcp {
+        target.via = via(listen, member);
+    }
+    Some(target)
+}
+
+/// The VIP on the server, where packets go to it.
+fn via(listen: &Listen, member: &Member<'_>) -> Option<Via> {
+    let carriage = match member.forward {
+        Forward::Dsr => Carriage::Direct,
+        Forward::Ipip => Carriage::Ipip,
+        Forward::Gue => Carriage::Gue(member.gue_port),
+        Forward::Nat | Forward::Snat => return None,
+    };
+    Some(Via { vip: SocketAddr::new(listen.address, listen.port), carriage })
 }
 
 /// Every target of a service with the listener and backend it is for.

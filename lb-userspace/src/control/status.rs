@@ -10,10 +10,10 @@ use super::choices::STEPS;
 use super::state::{Outcome, State, ends_soon, target, uses};
 use crate::api::pools::{PoolRole, PoolStatus};
 use crate::api::types::{
-    AdminState, BackendChecks, BackendStatus, CheckResult, Checks, FlowStatus, Flows, InterfaceStatus,
-    ServiceState, ServiceStatus, Status,
+    AdminState, BackendChecks, BackendStatus, CheckResult, Checks, FlowStatus, Flows, HostStatus,
+    InterfaceStatus, ServiceState, ServiceStatus, Status,
 };
-use crate::config::{Backend, Config, Member, Pool, Role, Service};
+use crate::config::{Backend, Config, Host, Member, Pool, Role, Service};
 use crate::dataplane::desired::Verdicts as _;
 use crate::dataplane::flows::{Clock, Flow};
 use crate::dataplane::image::{Id, Image, address_from, server_port, serves};
@@ -21,6 +21,7 @@ use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach::Attached;
 use crate::dataplane::{Dataplane, Maps as _};
 use crate::health::{CheckError, Health};
+use crate::hosts::answers::Answers;
 
 /// What a status is put together from.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub struct Sources<'a> {
     pub config: &'a Config,
     pub config_file: &'a str,
     pub state: &'a State,
+    pub hosts: &'a Answers,
     pub dataplane: &'a Dataplane<Kernel>,
     pub attached: &'a [Attached],
     pub started: Instant,
@@ -74,6 +76,7 @@ fn service_status(sources: &Sources<'_>, id: u32, service: &Service) -> ServiceS
         pool: pool.name.clone(),
         pools: pool_states(sources, service, &backends),
         pool_switches: sources.state.choices.switches(&service.name),
+        hosts: host_states(sources, service),
         forward: service.forward.to_string(),
         scheduler: service.scheduler.to_string(),
         flows: backends.iter().map(|b| b.flows).sum(),
@@ -114,6 +117,37 @@ fn pool_states(sources: &Sources<'_>, service: &Service, backends: &[BackendStat
             }
         })
         .collect()
+}
+
+/// That the address of a backend is an old answer.
+fn unresolved(sources: &Sources<'_>, backend: &Backend) -> Option<String> {
+    let error = sources.hosts.get(backend.host.as_ref()?)?.error.as_ref()?;
+    Some(format!("the address is of an earlier answer: {error}"))
+}
+
+fn host_states(sources: &Sources<'_>, service: &Service) -> Vec<HostStatus> {
+    let now = Instant::now();
+    let hosts =
+        roles(sources.config, service).flat_map(|(_, pool)| pool.hosts.iter().map(move |h| (pool, h)));
+    let status = |(pool, host): (&Pool, &Host)| {
+        let known = sources.hosts.get(&host.host)?;
+        let of = |leaving: bool| {
+            let its = pool.backends.iter().filter(move |backend| backend.host.as_ref() == Some(&host.host));
+            let its = its.filter(|backend| backend.name == host.backend_name(backend.address));
+            its.filter(move |backend| backend.leaving == leaving).map(|backend| backend.address).collect()
+        };
+        Some(HostStatus {
+            name: host.name.clone(),
+            host: host.host.clone(),
+            pool: pool.name.clone(),
+            addresses: of(false),
+            leaving: of(true),
+            error: known.error.clone(),
+            failures: known.failed,
+            next_seconds: known.due_in(now).as_secs(),
+        })
+    };
+    hosts.filter_map(status).collect()
 }
 
 /// How much of its weight a backend has while its slow start goes on.
@@ -170,7 +204,13 @@ fn backend_status(sources: &Sources<'_>, service: &Service, member: &Member<'_>)
         configured_weight: state.wishes.by_hand(service, backend).weight.map(|_| backend.weight),
         pool: member.pool.name.clone(),
         priority: backend.priority,
+        host: backend.host.clone(),
+        leaving: backend.leaving,
         standby: listens().count() > 0 && listens().all(|l| state.choices.stands_by(service, l, member)),
+        max_connections: backend.max_connections,
+        full: backend
+            .max_connections
+            .is_some_and(|most| ids.iter().any(|id| dataplane.maps().flows().live(*id) >= u64::from(most))),
         ramp_percent: ramp(state, service, member),
         health,
         admin: state.admin(service, backend),
@@ -179,7 +219,7 @@ fn backend_status(sources: &Sources<'_>, service: &Service, member: &Member<'_>)
         checks_up,
         last_error: error.map(ToString::to_string).or_else(silent),
         last_error_number: error.map(CheckError::number),
-        notice: soon.map(|(days, _)| certificate_sentence(days)),
+        notice: soon.map(|(days, _)| certificate_sentence(days)).or_else(|| unresolved(sources, backend)),
         certificate_expires: expires.map(seconds),
         last_check_millis: checked
             .iter()

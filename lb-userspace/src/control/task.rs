@@ -13,6 +13,7 @@ use tokio::time::MissedTickBehavior;
 use super::carp::{VhidStates, addresses_elsewhere};
 use super::explain::Explaining;
 use super::held::HeldFragments;
+use super::hosts::Hosts;
 use super::request::{Refusal, Request};
 use super::resets::{self, Connection};
 use super::state::{Name, State, uses};
@@ -65,6 +66,7 @@ pub struct Control {
     pub explaining: Explaining,
     pub tracing: Tracing,
     pub held: HeldFragments,
+    pub hosts: Hosts,
     /// On the way to backends that the kernel itself does not send to.
     pub neighbours: Neighbours,
 }
@@ -141,6 +143,7 @@ impl Control {
                 Some(loaded) = self.explaining.loaded() => self.explainer_loaded(loaded),
                 Some(change) = self.tracing.change() => self.tracing_changed(change),
                 frames = self.held.due() => self.offer_held(&frames),
+                Some((host, reply)) = self.hosts.reply() => self.host_answered(&host, &reply),
                 _ = tick.tick() => self.tick(),
             }
         }
@@ -305,6 +308,8 @@ impl Control {
         }
         self.suspect();
         self.reset_connections();
+        self.leave_hosts();
+        self.ask_hosts();
         self.explaining.rest();
         self.refresh_names();
     }

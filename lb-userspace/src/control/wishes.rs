@@ -60,7 +60,11 @@ impl<T: Copy> ByBackend<T> {
 impl Wishes {
     /// What holds for a backend.
     pub fn admin(&self, service: &Service, backend: &Backend) -> AdminState {
-        self.admin.get(service, backend).unwrap_or_else(|| by_file(backend))
+        match self.admin.get(service, backend).unwrap_or_else(|| by_file(backend)) {
+            // Its host has this address no longer.
+            AdminState::Enabled if backend.leaving => AdminState::Draining,
+            state => state,
+        }
     }
 
     /// The full share of new flows that a backend gets.

@@ -13,10 +13,11 @@ use tokio::sync::{broadcast, mpsc};
 use super::{host, systemd};
 use crate::api::{metrics, server, socket};
 use crate::carp;
-use crate::config::Config;
+use crate::config::{Config, Service};
 use crate::control::carp::VhidStates;
 use crate::control::explain::Explaining;
 use crate::control::held::HeldFragments;
+use crate::control::hosts::Hosts;
 use crate::control::request::ControlHandle;
 use crate::control::state::State;
 use crate::control::sync::FlowSync;
@@ -118,6 +119,8 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
     let (interfaces_to, known) = tokio::sync::watch::channel(Interfaces::default());
     let (reports_to, reports) = mpsc::channel(1024);
     let (events, _) = broadcast::channel(1024);
+    let mut config = config;
+    let hosts = Hosts::restore(&mut config, &image);
     let mut control = Control {
         state: State::restore(&config, &image),
         dataplane: Dataplane::over(kernel, image),
@@ -144,6 +147,7 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         explaining: Explaining::default(),
         tracing: Tracing::default(),
         held,
+        hosts,
         neighbours: Neighbours::default(),
         sync: FlowSync::default(),
     };
@@ -219,7 +223,14 @@ fn give_up(pins: Pins) {
 /// Room for the configuration to grow to twice its size, and for small ones to grow a lot.
 fn geometry(config: &Config) -> Geometry {
     let listeners: usize = config.services.iter().map(|s| s.listen.len()).sum();
-    let backends: usize = config.services.iter().map(|s| s.listen.len() * config.members(s).count()).sum();
+    // What a host name may come to is not known yet.
+    const PER_HOST: usize = 8;
+    let hosts = |s: &Service| -> usize {
+        let pools = [Some(s.pool), s.backup].into_iter().flatten();
+        pools.map(|index| config.pools[index].hosts.len() * PER_HOST).sum()
+    };
+    let backends = |s: &Service| s.listen.len() * (config.members(s).count() + hosts(s));
+    let backends: usize = config.services.iter().map(backends).sum();
     let room = |wanted: usize, least: u32| {
         u32::try_from(wanted * 2)
             .unwrap_or(u32::MAX)

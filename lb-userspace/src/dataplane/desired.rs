@@ -158,6 +158,7 @@ impl<'a> Draft<'a> {
                         forward: service.forward,
                         gue_port: if service.forward == Forward::Gue { service.gue_port } else { 0 },
                         weight: verdicts.weight(service, listen, member),
+                        max_flows: backend.max_connections,
                         health: verdicts.health(service, listen, member),
                         admin: verdicts.admin(service, backend),
                         by_hand: verdicts.by_hand(service, backend),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use lb_common::abi::Live;
 use lb_common::abi::flow::{FlowState, FlowTuple, FlowWord, WAYS};
 use lb_common::abi::net::{mapped, unmapped};
 use lb_common::hash::{FlowHash, HashKey, flow4, flow6, ports};
@@ -128,9 +129,24 @@ impl<'m> FlowTable<'m> {
 
     /// Live flows of a backend.
     pub fn live(&self, backend: Id) -> u64 {
-        let live = self.live.get(backend as usize).map_or(0, |live| live.load(Ordering::Relaxed));
-        // Below zero for a moment: of a flow that ended before its beginning was counted.
-        u64::try_from(live.cast_signed()).unwrap_or(0)
+        self.count(backend).flows()
+    }
+
+    fn count(&self, backend: Id) -> Live {
+        Live(self.live.get(backend as usize).map_or(0, |live| live.load(Ordering::Relaxed)))
+    }
+
+    /// The most live flows with which a backend still gets new ones; 0 where nothing was set.
+    pub fn limit(&self, backend: Id) -> u32 {
+        self.count(backend).limit()
+    }
+
+    /// Sets what [`FlowTable::limit`] says, while packets count.
+    pub fn set_limit(&self, backend: Id, limit: u32) {
+        let change = Live::change(self.limit(backend), limit);
+        if let Some(live) = self.live.get(backend as usize).filter(|_| change != 0) {
+            live.fetch_add(change, Ordering::Relaxed);
+        }
     }
 
     fn occupied(&self) -> impl Iterator<Item = (usize, FlowWord)> {
@@ -177,7 +193,7 @@ impl<'m> FlowTable<'m> {
             }
         }
         for (id, (live, counted)) in (0..).zip(self.live.iter().zip(counted)) {
-            let drift = live.load(Ordering::Relaxed).cast_signed().wrapping_sub(counted);
+            let drift = Live(live.load(Ordering::Relaxed)).signed().wrapping_sub(counted);
             if drift != 0 {
                 swept.drift.insert(id, drift);
             }
@@ -212,7 +228,7 @@ impl<'m> FlowTable<'m> {
     /// By how much `LIVE` exceeds the live flows in the table, for each backend.
     fn drift(&self) -> Vec<i64> {
         let mut drift: Vec<i64> =
-            self.live.iter().map(|live| live.load(Ordering::Relaxed).cast_signed()).collect();
+            self.live.iter().map(|live| Live(live.load(Ordering::Relaxed)).signed()).collect();
         for (_, word) in self.occupied().filter(|(_, word)| word.state().is_live()) {
             if let Some(drift) = drift.get_mut(word.backend() as usize) {
                 *drift -= 1;

@@ -210,6 +210,8 @@ pub struct BackendEntry {
     /// Where [`Forward::Gue`] sends to; 0 with others.
     pub gue_port: u16,
     pub weight: u16,
+    /// It gets no new flow while it has as many.
+    pub max_flows: Option<u32>,
     pub health: Health,
     pub admin: AdminState,
     pub by_hand: ByHand,
@@ -455,6 +457,7 @@ impl BackendEntry {
             (self.health == Health::Down && self.reset_when_down, BackendFlags::RESET),
             (self.reverse, BackendFlags::REVERSE),
             (self.takes_new_flows(), BackendFlags::IN_TABLE),
+            (self.max_flows.is_some(), BackendFlags::LIMITED),
             (self.server.address.is_ipv6(), BackendFlags::V6),
             (self.vip.is_some() && self.health != Health::Down && !self.reverse, BackendFlags::SHORT),
         ];

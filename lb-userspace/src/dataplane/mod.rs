@@ -140,7 +140,11 @@ impl<M: Maps> Dataplane<M> {
             Op::PutSnatAddress(index, address) => {
                 self.maps.write_snat_address(*index, address_bytes(*address));
             }
-            Op::PutBackend(id, entry) => self.maps.write_backend(*id, &entry.record(), &entry.name),
+            Op::PutBackend(id, entry) => {
+                // First, as the record says whether it holds.
+                self.maps.flows().set_limit(*id, entry.max_flows.unwrap_or(0));
+                self.maps.write_backend(*id, &entry.record(), &entry.name);
+            }
             Op::LinkBackend(id, next) => {
                 if let Some(entry) = self.image.backends.get(id) {
                     let record = Backend { next: *next, ..entry.record() };
@@ -184,6 +188,7 @@ impl<M: Maps> Dataplane<M> {
                 let next = self.image.backends.get(id).map_or(0, |entry| entry.next);
                 self.maps.write_backend(*id, &Backend { next, ..Backend::default() }, "");
                 self.maps.flows().forget(*id);
+                self.maps.flows().set_limit(*id, 0);
             }
         }
         advance(&mut self.image, op);

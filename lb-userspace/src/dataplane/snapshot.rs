@@ -140,6 +140,7 @@ fn backend(maps: &impl Readable, id: Id, record: &Backend) -> Option<BackendEntr
         forward: Forward::from_mode(record.mode)?,
         gue_port: record.outer_port.get(),
         weight: record.weight,
+        max_flows: record.flags.has(BackendFlags::LIMITED).then(|| maps.flows().limit(id)),
         health: match record.health {
             1 => Health::Up,
             2 => Health::Down,

@@ -14,7 +14,7 @@ use super::desired::{Verdicts, desired};
 use super::image::{BackendEntry, ByHand, Id, Image, ListenerEntry, Server, Table, TableKind, serves};
 use crate::api::types::AdminState;
 use crate::config::{
-    Backend, Config, Control, Flows, Forward, Listen, Member, OnDown, Pool, Protocol, Quorum, Role,
+    Backend, Config, Control, Flows, Forward, Listen, Member, OnDown, Pool, Protocol, Quorum, Resolver, Role,
     Scheduler, Service, Snat, Tunnel, WhenEmpty, XdpMode,
 };
 use crate::health::Health;
@@ -171,6 +171,7 @@ pub fn server(listener: Id, address: IpAddr) -> BackendEntry {
         forward: Forward::Nat,
         gue_port: 0,
         weight: 1,
+        max_flows: None,
         health: Health::Up,
         admin: AdminState::Enabled,
         by_hand: ByHand::default(),
@@ -186,13 +187,17 @@ pub fn server(listener: Id, address: IpAddr) -> BackendEntry {
 fn backend() -> impl Strategy<Value = Backend> {
     let port = prop_oneof![3 => Just(None), 1 => Just(Some(2525))];
     let weight = prop_oneof![4 => Just(1), 1 => Just(0), 1 => 2u16..4];
-    (0..SERVERS.len(), port, weight).prop_map(|(server, port, weight)| Backend {
+    let most = prop_oneof![3 => Just(None), 1 => (1u32..4).prop_map(Some)];
+    (0..SERVERS.len(), port, weight, most).prop_map(|(server, port, weight, max_connections)| Backend {
         name: format!("server{server}"),
         address: address(SERVERS[server]),
         port,
         weight,
         priority: 0,
+        max_connections,
         enabled: true,
+        host: None,
+        leaving: false,
     })
 }
 
@@ -213,6 +218,7 @@ fn empty_pool() -> Pool {
         quorum: Quorum::default(),
         slow_start: Duration::ZERO,
         backends: Vec::new(),
+        hosts: Vec::new(),
     }
 }
 
@@ -304,6 +310,7 @@ fn config() -> impl Strategy<Value = Config> {
             pools.extend(backup);
         }
         Config {
+            resolver: Resolver::default(),
             cluster: crate::config::Cluster::default(),
             interfaces: vec!["eth0".to_owned()],
             xdp_mode: XdpMode::Auto,

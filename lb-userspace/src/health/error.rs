@@ -104,6 +104,12 @@ pub enum CheckError {
     /// A packet filter or a `prohibit` route answered (ICMPv6 type 1 code 1, 5 or 6).
     #[error("administratively prohibited")]
     Prohibited,
+    /// `via = "vip"`: nothing came back from the VIP on the server.
+    #[error("the VIP does not answer on the server")]
+    VipSilent,
+    /// `via = "vip"`: the server has the VIP, and nothing listens there.
+    #[error("connections to the VIP are refused by the server")]
+    VipRefused,
     /// The timeout of the whole check ran out.
     #[error("timed out while {0}")]
     Timeout(Stage),
@@ -211,6 +217,8 @@ impl CheckError {
             Self::NetworkUnreachable => 2,
             Self::HostUnreachable => 3,
             Self::Prohibited => 4,
+            Self::VipSilent => 5,
+            Self::VipRefused => 6,
             Self::Timeout(stage) => 10 + stage.number(),
             Self::Closed(stage) => 20 + stage.number(),
             Self::WrongReply { stage, .. } => 30 + stage.number(),

@@ -62,6 +62,26 @@ pub struct Target {
     /// Where the check connects to.
     pub address: SocketAddr,
     pub check: Check,
+    /// The VIP that must answer on the server, too.
+    pub via: Option<Via>,
+}
+
+/// A VIP on a server, and how packets get there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Via {
+    pub vip: SocketAddr,
+    pub carriage: Carriage,
+}
+
+/// How a packet for the VIP is brought to one server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Carriage {
+    /// By the server's MAC address.
+    Direct,
+    /// In IP.
+    Ipip,
+    /// In UDP, to this port.
+    Gue(u16),
 }
 
 impl Target {
@@ -76,7 +96,11 @@ impl Target {
             CheckKind::Icmp => 0,
             _ => check.port.unwrap_or(traffic_port),
         };
-        Self { address: SocketAddr::new(server, port), check: Check { port: None, ..check.clone() } }
+        Self {
+            address: SocketAddr::new(server, port),
+            check: Check { port: None, ..check.clone() },
+            via: None,
+        }
     }
 
     /// Where the check connects to, also if the target was put together without [`Target::new`].
@@ -135,7 +159,8 @@ mod tests {
 
     #[test]
     fn the_port_of_the_check_wins() {
-        let target = Target { address: "[2001:db8::1]:25".parse().unwrap(), check: check(Some(2525)) };
+        let target =
+            Target { address: "[2001:db8::1]:25".parse().unwrap(), check: check(Some(2525)), via: None };
         assert_eq!(target.probe_address(), "[2001:db8::1]:2525".parse().unwrap());
     }
 }

@@ -17,7 +17,7 @@ use lb_userspace::api::sync::{PeerState, SyncStatus};
 use lb_userspace::api::trace::TraceLine;
 use lb_userspace::api::types::{
     AdminState, BackendChange, BackendChecks, BackendStatus, ChangeKind, ChangedAspect, CheckResult, Checks,
-    ConfigChange, CounterValue, Counters, Event, EventKind, FlowStatus, Flows, InterfaceStatus,
+    ConfigChange, CounterValue, Counters, Event, EventKind, FlowStatus, Flows, HostStatus, InterfaceStatus,
     ReloadOutcome, ReloadPlan, ServiceState, ServiceStatus, Status,
 };
 use lb_userspace::api::{metrics, server, socket};
@@ -309,6 +309,10 @@ fn backend(id: u32, name: &str, address: &str, port: Option<u16>) -> BackendStat
         pool: (if id < 5 { "mx" } else { "dns" }).to_owned(),
         priority: 0,
         standby: false,
+        host: None,
+        leaving: false,
+        max_connections: None,
+        full: false,
         ramp_percent: None,
         health: Health::Up,
         admin: AdminState::Enabled,
@@ -340,6 +344,20 @@ fn pool(name: &str, role: PoolRole, well: u64) -> PoolStatus {
     }
 }
 
+fn host(name: &str, pool: &str, addresses: &[&str], leaving: &[&str], error: Option<&str>) -> HostStatus {
+    let list = |all: &[&str]| all.iter().map(|one| one.parse().expect("an address")).collect();
+    HostStatus {
+        name: name.to_owned(),
+        host: name.to_owned(),
+        pool: pool.to_owned(),
+        addresses: list(addresses),
+        leaving: list(leaving),
+        error: error.map(str::to_owned),
+        failures: u64::from(error.is_some()),
+        next_seconds: 2,
+    }
+}
+
 pub fn status() -> Status {
     let mail = ServiceStatus {
         id: 1,
@@ -358,7 +376,12 @@ pub fn status() -> Status {
         packets: 51_334,
         bytes: 33_423_360,
         backends: vec![
-            BackendStatus { ramp_percent: Some(30), ..backend(1, "mx1", "198.51.100.11", None) },
+            BackendStatus {
+                ramp_percent: Some(30),
+                max_connections: Some(12),
+                full: true,
+                ..backend(1, "mx1", "198.51.100.11", None)
+            },
             BackendStatus {
                 health: Health::Down,
                 availability_percent: Some(71.5),
@@ -384,8 +407,21 @@ pub fn status() -> Status {
             BackendStatus {
                 standby: true,
                 pool: "spool".to_owned(),
+                max_connections: Some(1000),
                 ..backend(7, "spool1", "198.51.100.20", None)
             },
+            BackendStatus {
+                admin: AdminState::Draining,
+                host: Some("spool.example.com".to_owned()),
+                leaving: true,
+                pool: "spool".to_owned(),
+                flows: 1,
+                ..backend(8, "spool.example.com-198.51.100.21", "198.51.100.21", None)
+            },
+        ],
+        hosts: vec![
+            host("mx.example.com", "mx", &[], &[], Some("there is no name mx.example.com")),
+            host("spool.example.com", "spool", &[], &["198.51.100.21"], None),
         ],
     };
     let dns = ServiceStatus {
@@ -396,6 +432,7 @@ pub fn status() -> Status {
         pool: "dns".to_owned(),
         pools: vec![pool("dns", PoolRole::Primary, 0)],
         pool_switches: 0,
+        hosts: Vec::new(),
         flows: 0,
         packets: 0,
         bytes: 0,
@@ -593,6 +630,8 @@ fn explanation(question: &Question) -> Result<Explanation, Refusal> {
             }),
             ..answer
         },
+        // The scheduler's choice is full.
+        28 => Explanation { choice: Some(Choice::Room { full: "mail/mx2".to_owned() }), ..answer },
         // An answer, by its port.
         40_000 => Explanation { listener: None, from_backend: true, choice: None, ..answer },
         _ => Explanation {
@@ -741,6 +780,16 @@ pub fn events() -> Vec<Event> {
         },
         EventKind::Applied { operations: 2, micros: 412 },
         EventKind::FlowsReset { service: service.clone(), backend: backend.clone(), flows: 9 },
+        EventKind::Resolved {
+            host: "mx.example.com".to_owned(),
+            added: vec!["198.51.100.12".parse().expect("an address")],
+            gone: vec!["198.51.100.11".parse().expect("an address")],
+        },
+        EventKind::Resolved { host: "mx.example.com".to_owned(), added: Vec::new(), gone: Vec::new() },
+        EventKind::Unresolved {
+            host: "mx.example.com".to_owned(),
+            reason: "there is no name mx.example.com".to_owned(),
+        },
         EventKind::Service { service: service.clone(), state: ServiceState::Down },
         EventKind::Certificate {
             service: service.clone(),

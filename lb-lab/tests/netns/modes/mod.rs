@@ -11,6 +11,7 @@ mod path_mtu;
 mod ranges;
 mod tags;
 pub mod two_segments;
+mod via_vip;
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};

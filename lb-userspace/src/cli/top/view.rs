@@ -141,7 +141,9 @@ fn row<'a>(top: &'a Top, line: &Line<'a>) -> Row<'a> {
         }
         Line::Backend(_, backend) => {
             let wanted = match backend.admin {
+                AdminState::Draining if backend.leaving => word(("leaving", Meaning::Notice)),
                 AdminState::Enabled if backend.standby => word(("standby", Meaning::Notice)),
+                AdminState::Enabled if backend.full => word(("full", Meaning::Notice)),
                 AdminState::Enabled => Cell::from(admin(backend.admin).0),
                 other => word(admin(other)),
             };

@@ -68,6 +68,7 @@ impl Way {
                 }
                 Step::FromBackend | Step::Flow | Step::Stuck | Step::Reverse | Step::Fragment => Some(first),
                 Step::Picked | Step::Moved | Step::Mode => Some(second),
+                Step::Full => Some(second).filter(|id| **id != 0),
                 Step::Done => {
                     let reason = Reason::ALL.get(*first as usize);
                     way.end = Action::from_number(*second).zip(reason.copied());
@@ -182,6 +183,8 @@ fn in_words((step, first, second): (Step, u32, u32), names: &Names) -> String {
             Some(Reach::ForwardingDisabled) => "forwarding is switched off".to_owned(),
             Some(Reach::Unsupported) | None => "the route needs what XDP cannot do".to_owned(),
         },
+        Step::Full if second == 0 => format!("{} has no room for another flow", names.backend(first)),
+        Step::Full => format!("{} has no room, {} has", names.backend(first), names.backend(second)),
         Step::Done => "done".to_owned(),
         Step::Stuck => format!("the client is remembered with {}", names.backend(first)),
         Step::Mode => {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use lb_common::abi::flow::{FlowTuple, FlowWord, WAYS};
 use lb_common::abi::memo::HELD_BYTES;
 use lb_common::abi::{
-    self, Backend, ClientHop, Features, Fragment, FragmentKey, Held, Listener, NextHop, Port, Settings,
+    self, Backend, ClientHop, Features, Fragment, FragmentKey, Held, Listener, Live, NextHop, Port, Settings,
     SiblingKey, Sticky, StickyKey, VlanKey,
 };
 use lb_common::env::{Env, Line, Query, Reach, Route, Step};
@@ -99,8 +99,8 @@ impl<'m> Env for &'m Memory {
         }
     }
 
-    fn live(&self, backend: u32) -> u64 {
-        self.live.get(backend as usize).map_or(0, |count| count.load(Ordering::Relaxed))
+    fn live(&self, backend: u32) -> Live {
+        Live(self.live.get(backend as usize).map_or(0, |count| count.load(Ordering::Relaxed)))
     }
 
     fn admit(&self, listener: u32, limit: u32) -> bool {

@@ -62,7 +62,8 @@ fn standing(entry: &BackendEntry) -> String {
         crate::api::types::AdminState::Disabled => ", disabled",
     };
     let suspect = if entry.suspect { ", no new flows for now" } else { "" };
-    format!("weight {}, {health}{admin}{suspect}", entry.weight)
+    let most = entry.max_flows.map(|most| format!(", at most {most} connections")).unwrap_or_default();
+    format!("weight {}{most}, {health}{admin}{suspect}", entry.weight)
 }
 
 struct Names<'a> {

@@ -37,7 +37,13 @@ pub async fn gather(config: &Config, client: &Client) -> Facts {
             let _ = tokio::time::timeout(WATCH, client.poll()).await;
         }
     };
-    let addresses = addresses(config);
+    let mut addresses = addresses(config);
+    // Those that host names stand for, as the daemon knows them.
+    let status = facts.daemon.status.iter();
+    let backends = status.flat_map(|status| &status.services).flat_map(|service| &service.backends);
+    addresses.extend(backends.filter(|backend| backend.host.is_some()).map(|backend| backend.address));
+    addresses.sort_unstable();
+    addresses.dedup();
     let ways = tokio::task::spawn_blocking(move || ways::read(&addresses));
     let ((), watched, ways) = tokio::join!(poll, watched, ways);
     (facts.frames, facts.answers) = watched;

@@ -3,6 +3,7 @@
 //! It has a process group of its own, which is killed as a whole when the time is over, or after the program's end. What it
 //! prints first is shown with the error, as is usual with monitoring plugins.
 
+use std::io;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 
@@ -85,6 +86,8 @@ async fn command(path: Path, exec: &Exec) -> Result<Command, CheckError> {
         .stderr(Stdio::null())
         .process_group(0)
         .kill_on_drop(true);
+    // SAFETY: it makes two system calls and nothing else, which is allowed between fork and exec.
+    unsafe { command.pre_exec(give_up) };
     if let Some(name) = &exec.user {
         let user = name.clone();
         // Where users come from a directory service, this may wait.
@@ -94,6 +97,18 @@ async fn command(path: Path, exec: &Exec) -> Result<Command, CheckError> {
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
     Ok(command)
+}
+
+/// Gives up every capability, and the way to get any: a program that asks a server something needs none. Without new
+/// privileges, not even root's programs get them back (capabilities(7)).
+fn give_up() -> io::Result<()> {
+    /// `_LINUX_CAPABILITY_VERSION_3`: two sets of three words.
+    const VERSION: u32 = 0x2008_0522;
+    nix::sys::prctl::set_no_new_privs()?;
+    let (header, none) = ([VERSION, 0], [[0_u32; 3]; 2]);
+    // SAFETY: header and data are as long as this version's, and outlive the call.
+    let done = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The program and all that it started, killed when this is dropped.

@@ -32,6 +32,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod vip;
 
 pub(crate) use tls::handshake_error;
 
@@ -107,6 +108,14 @@ pub(crate) async fn examine(target: &Target) -> Examined {
     let deadline = deadline(target.check.timeout);
     let address = target.probe_address();
     let path = Path { address, source: target.check.source(address.ip()), deadline };
+    if let Some(via) = target.via {
+        let source = target.check.source(via.vip.ip());
+        let result = Box::pin(vip::examine(path, via, source)).await;
+        // It is a connection already, as far as `tcp` asks for one.
+        if result.is_err() || target.check.probe == Probe::Tcp {
+            return Examined::verdict(result);
+        }
+    }
     // Those that hold much are boxed, so that thousands of plain ones stay small.
     match &target.check.probe {
         Probe::Tcp => tcp::examine(path).await,

@@ -33,7 +33,7 @@ const SMTP: Probe = Probe::Smtp(Smtp::Plain);
 
 fn target(probe: Probe, address: SocketAddr, timeout: Duration) -> Target {
     let check = Check { interval: timeout.saturating_mul(2), timeout, fall: 1, ..Check::of(probe) };
-    Target { address, check }
+    Target { address, check, via: None }
 }
 
 /// The server's side of a connection.

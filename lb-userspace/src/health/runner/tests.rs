@@ -20,6 +20,7 @@ const SEED: u64 = 1;
 fn target_at(address: SocketAddr, interval: Duration) -> Target {
     let timeout = interval / 5;
     Target {
+        via: None,
         address,
         check: Check { interval, timeout, rise: 2, fall: 3, ..Check::of(Probe::Smtp(Smtp::Plain)) },
     }
@@ -299,8 +300,8 @@ async fn programs_that_hang_hold_up_none_but_each_other() {
     });
     let exec = crate::config::Exec { command: vec!["/bin/true".to_owned()], user: None };
     let program = |number| {
-        let Target { address, check } = target(number);
-        Target { address, check: Check { probe: Probe::Exec(Arc::new(exec.clone())), ..check } }
+        let Target { address, check, via } = target(number);
+        Target { address, check: Check { probe: Probe::Exec(Arc::new(exec.clone())), ..check }, via }
     };
     let targets = (1..=200).map(program).chain((201..=250).map(target));
     runner.set_targets(targets.map(|target| (target, Unknown)).collect());

@@ -10,6 +10,7 @@ use super::names::Names;
 use super::source::Place;
 use super::syntax::{Document, Host, Listener, Mode, Note, Redirect, Table, Target};
 use super::toml::{Block, Line, quoted};
+use crate::config::is_name;
 
 /// Seconds; relayd's and Matapa's.
 const SESSION_TIMEOUT: u64 = 600;
@@ -269,31 +270,35 @@ impl Emitter<'_> {
                 notes.push(note(*place, text));
             }
         }
-        let addresses = self.addresses(&name.value);
-        let Some(address) = addresses.first() else {
+        let literal = name.value.parse::<IpAddr>().ok();
+        if literal.is_none() && !is_name(&name.value) {
             let text =
-                format!("host {}: left out, as it has no address here; write the address itself", name.value);
+                format!("host {}: left out, as it is no host name; write the address itself", name.value);
             notes.push(note(name.place, text));
             return None;
-        };
-        let literal = name.value.parse::<IpAddr>().is_ok();
-        if !literal {
-            let text =
-                format!("host {}: Matapa resolves no names; this is the address that it has now", name.value);
+        }
+        if literal.is_none() {
+            let text = format!(
+                "host {}: all its addresses are servers, and it is asked for again when they may have changed; relayd \
+                 uses the first that it has at the start",
+                name.value
+            );
             notes.push(note(name.place, text));
         }
-        if literal && !disabled {
-            return Some(match port {
-                Some(port) => format!("  {},", quoted(&SocketAddr::new(*address, port).to_string())),
-                None => format!("  {},", quoted(&address.to_string())),
-            });
+        if !disabled {
+            let whole = match (literal, port) {
+                (Some(address), Some(port)) => SocketAddr::new(address, port).to_string(),
+                (Some(address), None) => address.to_string(),
+                (None, Some(port)) => format!("{}:{port}", name.value),
+                (None, None) => name.value.clone(),
+            };
+            return Some(format!("  {},", quoted(&whole)));
         }
         let mut line = String::from("  { ");
-        if !literal {
-            // The name as it is, if the loader takes it.
-            let _ = write!(line, "name = {}, ", quoted(&Names::default().give(&name.value)));
-        }
-        let _ = write!(line, "address = {}", quoted(&address.to_string()));
+        let _ = match literal {
+            Some(address) => write!(line, "address = {}", quoted(&address.to_string())),
+            None => write!(line, "host = {}", quoted(&name.value)),
+        };
         if let Some(port) = port {
             let _ = write!(line, ", port = {port}");
         }

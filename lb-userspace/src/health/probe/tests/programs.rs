@@ -109,3 +109,15 @@ async fn endless_output_is_read_and_thrown_away() {
 async fn output_that_is_closed_early() {
     assert_eq!(check(script("exec >&-; sleep 0.1; exit 4"), PATIENT).await, exit_code(4, ""));
 }
+
+/// Also root's, which would get all of them otherwise.
+#[tokio::test]
+async fn no_program_has_privileges() {
+    let tell = "grep -E '^(CapPrm|CapEff|NoNewPrivs)' /proc/self/status | tr -d '\\t\\n'; exit 1";
+    let none = "CapPrm:0000000000000000CapEff:0000000000000000NoNewPrivs:1";
+    assert_eq!(check(script(tell), PATIENT).await, exit_code(1, none));
+    if nix::unistd::geteuid().is_root() {
+        let user = Some("nobody".to_owned());
+        assert_eq!(check(Exec { user, ..script(tell) }, PATIENT).await, exit_code(1, none));
+    }
+}
