@@ -13,12 +13,14 @@ use crate::api::types::{EventKind, ReloadOutcome};
 use crate::carp;
 use crate::config::{self, Config, Forward};
 use crate::daemon::host;
+use crate::dataplane::Dataplane;
 use crate::dataplane::desired::desired;
 use crate::dataplane::image::Image;
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach;
+use crate::dataplane::kernel::moving::Move;
 use crate::dataplane::plan::plan;
-use crate::dataplane::{Dataplane, Maps as _};
+use crate::dataplane::snapshot::Readable as _;
 
 pub(super) const CAPACITY_STAYS: &str = "flows.capacity is used when the flow table is made, and this one goes on as it \
     is; run `matapa detach` and start the daemon again to change it (this interrupts forwarding)";
@@ -148,11 +150,33 @@ impl Control {
     ///
     /// # Errors
     /// When a map or an interface refuses: then the daemon does not start.
-    pub fn begin(&mut self, adopted: bool, interfaces: &[(String, u32)]) -> anyhow::Result<()> {
+    pub fn begin(
+        &mut self,
+        adopted: bool,
+        moving: Option<Move>,
+        interfaces: &[(String, u32)],
+    ) -> anyhow::Result<()> {
         self.state.settle(&self.config, self.dataplane.image(), Instant::now());
         let steps = bring(&mut self.dataplane, &self.config, &self.state, &self.sync)?;
         self.meet_neighbours();
-        self.attached = self.dataplane.maps_mut().attach(&self.pins, interfaces, self.config.xdp_mode)?;
+        let (pins, mode) = (&self.pins, self.config.xdp_mode);
+        let attach = |kernel: &mut Kernel| kernel.attach(pins, interfaces, mode);
+        self.attached = match moving {
+            Some(moving) => {
+                let image = self.dataplane.image().clone();
+                let (attached, carried) =
+                    moving.switch(self.dataplane.maps_mut(), &image, &self.config.flows, pins, attach)?;
+                info!(
+                    "new maps are in use; {} flows came over, of which {} changed and {} ended meanwhile",
+                    carried.flows, carried.changed, carried.gone
+                );
+                if let Some(losses) = carried.losses() {
+                    warn!("not carried over to the new maps: {losses}");
+                }
+                attached
+            }
+            None => attach(self.dataplane.maps_mut())?,
+        };
         if adopted {
             let clock = self.clock()?;
             self.swept = self.sweep(clock);

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use lb_common::abi::flow::{FlowState, FlowWord, WAYS};
 use lb_common::abi::{BackendFlags, Mode, Settings, Side};
 use lb_common::env::{Reach, Route};
+use lb_common::hash::HashKey;
 use lb_common::maglev::SIZES;
 use proptest::prelude::*;
 

@@ -144,18 +144,6 @@ impl Memory {
 }
 
 impl Maps for Memory {
-    fn capacity(&self) -> Capacity {
-        self.capacity
-    }
-
-    fn hash_key(&self) -> HashKey {
-        self.key
-    }
-
-    fn endpoints(&self) -> EndpointTable<'_> {
-        EndpointTable::new(&self.endpoints)
-    }
-
     fn write_features(&mut self, features: Features) {
         self.settings.features = features;
     }
@@ -177,10 +165,6 @@ impl Maps for Memory {
         self.listeners[id as usize].table = table;
     }
 
-    fn table_ref(&self, id: Id) -> TableRef {
-        self.listeners[id as usize].table
-    }
-
     fn write_backend(&mut self, id: Id, record: &Backend, name: &str) {
         self.backend_names.insert(id, name.to_owned());
         self.backends[id as usize] = *record;
@@ -199,13 +183,29 @@ impl Maps for Memory {
     fn write_slots(&mut self, offset: u32, slots: &[Id]) {
         self.tables[offset as usize..][..slots.len()].copy_from_slice(slots);
     }
+}
+
+impl Readable for Memory {
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    fn hash_key(&self) -> HashKey {
+        self.key
+    }
+
+    fn endpoints(&self) -> EndpointTable<'_> {
+        EndpointTable::new(&self.endpoints)
+    }
+
+    fn table_ref(&self, id: Id) -> TableRef {
+        self.listeners[id as usize].table
+    }
 
     fn flows(&self) -> FlowTable<'_> {
         FlowTable::new(&self.words, &self.tuples, &self.live)
     }
-}
 
-impl Readable for Memory {
     fn pace(&self) -> Pace {
         Pace::default()
     }
