@@ -16,6 +16,7 @@ mod failure;
 mod lifecycle;
 mod live_counts;
 mod modes;
+mod moving;
 mod operator;
 mod pair;
 mod partition;

@@ -92,3 +92,6 @@ impl Transfer {
         carried
     }
 }
+
+#[cfg(test)]
+mod tests;

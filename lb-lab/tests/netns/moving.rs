@@ -1,0 +1,214 @@
+//! Maps of another size, or of another layout, take over from those in use: no packet and no connection is lost.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lb_lab::traffic::udp::{Datagrams, UdpEcho, UdpStream};
+use lb_lab::traffic::{Dialect, EchoServer, Flows, Prober};
+use lb_lab::{Shape, Topology};
+
+use crate::modes::{ALL, NAT, SNAT, Way};
+use crate::support::{ECHO, PROMPT, Rig, assert_prompt};
+
+/// Servers of TCP connections, and of datagrams.
+type Serving = Vec<(EchoServer, UdpEcho)>;
+
+fn pause(millis: u64) {
+    std::thread::sleep(Duration::from_millis(millis));
+}
+
+fn targets(way: Way) -> Vec<SocketAddr> {
+    [false, true].map(|v6| way.target(v6, ECHO)).to_vec()
+}
+
+/// A table for `capacity` flows.
+fn config(topology: &Topology, capacity: u32) -> String {
+    format!(
+        "interfaces = [\"ext\", \"int\"]\n[flows]\ncapacity = {capacity}\n{}{}{}",
+        NAT.service(topology, "echo", &format!(":{ECHO}/tcp"), ALL, ""),
+        NAT.service(topology, "datagrams", &format!(":{ECHO}/udp"), ALL, ""),
+        SNAT.service(topology, "echo", &format!(":{ECHO}/tcp"), ALL, "scheduler = \"least-connections\""),
+    )
+}
+
+fn start(capacity: u32) -> (Rig, Serving) {
+    Rig::shaped(
+        Shape { vips: 2, ..Shape::default() },
+        |topology| config(topology, capacity),
+        |_, host| (EchoServer::start(host, ECHO).unwrap(), UdpEcho::start(host, ECHO).unwrap()),
+    )
+}
+
+/// Traffic that notices every packet that is lost.
+struct Traffic {
+    flows: Vec<Flows>,
+    streams: Vec<UdpStream>,
+    prober: Prober,
+}
+
+impl Traffic {
+    fn start(rig: &Rig) -> Self {
+        let open = |way, count| {
+            Flows::open(rig.client(), targets(way), count, Dialect::Echo, Duration::from_millis(20)).unwrap()
+        };
+        let stream = |target| UdpStream::start(rig.client(), target, Duration::from_millis(2)).unwrap();
+        let flows = vec![open(NAT, 100), open(SNAT, 40)];
+        let streams = targets(NAT).into_iter().map(stream).collect();
+        let prober =
+            Prober::start(rig.client(), targets(NAT), Duration::from_millis(5), Duration::from_secs(8));
+        Self { flows, streams, prober: prober.unwrap() }
+    }
+
+    fn finish(self) {
+        assert_prompt(&self.prober.finish().unwrap());
+        for stream in self.streams {
+            let Datagrams { sent, lost, servers, .. } = stream.finish().unwrap();
+            assert!(sent > 200, "only {sent} sent");
+            assert!(lost.is_empty(), "{} of {sent} lost, sent at {lost:?}", lost.len());
+            assert_eq!(servers.len(), 1, "a flow changed its server: {servers:?}");
+        }
+        for flow in self.flows.iter().flat_map(Flows::snapshot) {
+            assert!(flow.alive() && flow.longest_wait < PROMPT, "{flow:?}");
+        }
+    }
+}
+
+/// The client of each held connection, with its server.
+fn held(rig: &Rig) -> BTreeSet<(SocketAddr, String)> {
+    let once = || -> BTreeSet<(SocketAddr, String)> {
+        let flows = rig.matapa.flows().unwrap().flows.into_iter();
+        flows.filter(|flow| flow.state == "established").map(|flow| (flow.client, flow.backend)).collect()
+    };
+    let first = once();
+    pause(100);
+    first.intersection(&once()).cloned().collect()
+}
+
+fn change_size(rig: &Rig, capacity: u32) {
+    rig.matapa.write_config(&config(&rig.topology, capacity)).unwrap();
+}
+
+/// Neither maps that are being made nor maps that are not in their place.
+fn assert_settled(rig: &Rig) {
+    for left in ["next", "switching"] {
+        assert!(!rig.matapa.pins().join(left).exists(), "{left} is left: {}", rig.matapa.log());
+    }
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_flow_table_of_another_size_takes_every_connection_over() {
+    let (mut rig, serving) = start(4096);
+    let traffic = Traffic::start(&rig);
+    pause(300);
+    let known = held(&rig);
+    assert_eq!(known.len(), 140, "{known:?}");
+    let before = rig.matapa.status().unwrap();
+    for capacity in [65_536, 2048, 1 << 20, 4096] {
+        rig.matapa.kill().unwrap();
+        change_size(&rig, capacity);
+        rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+        assert_settled(&rig);
+        let size = format!("new ones of layout {} for {capacity} flows", layout(&rig));
+        assert!(rig.matapa.log().contains(&size), "no {size:?} in {}", rig.matapa.log());
+        let now = held(&rig);
+        let lost: Vec<_> = known.difference(&now).collect();
+        assert!(lost.is_empty(), "lost or moved: {lost:?}\n{}", rig.matapa.log());
+    }
+    let after = rig.matapa.status().unwrap();
+    for (old, new) in before.services.iter().zip(&after.services) {
+        assert!(new.packets > old.packets, "the counters of {} began anew", new.name);
+    }
+    // The same size again: nothing is moved.
+    rig.matapa.kill().unwrap();
+    let moves = |rig: &Rig| rig.matapa.log().matches("new maps are in use").count();
+    let done = moves(&rig);
+    rig.matapa.start().unwrap();
+    assert_eq!((done, moves(&rig)), (4, 4), "{}", rig.matapa.log());
+    pause(300);
+    traffic.finish();
+    drop(serving);
+    rig.finish();
+}
+
+/// The layout that the binary makes, from its own words.
+fn layout(rig: &Rig) -> u32 {
+    let log = rig.matapa.log();
+    let (_, rest) = log.rsplit_once("new ones of layout ").unwrap_or_else(|| panic!("no move in {log}"));
+    rest.split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn killed_at_any_moment_of_a_move_it_goes_on_from_there() {
+    let (mut rig, serving) = start(4096);
+    let traffic = Traffic::start(&rig);
+    pause(300);
+    let known = held(&rig);
+    let mut moved = 0;
+    for (turn, moment) in (0..560).step_by(20).enumerate() {
+        rig.matapa.kill().unwrap();
+        change_size(&rig, if turn % 2 == 0 { 65_536 } else { 4096 });
+        rig.matapa.launch().unwrap();
+        pause(moment);
+        // Sometimes in the middle of it, and then the next one has to finish that.
+        moved += usize::from(rig.matapa.pins().join("switching").exists());
+    }
+    rig.matapa.kill().unwrap();
+    println!("killed {moved} times while both sets of maps were in use");
+    rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+    assert_settled(&rig);
+    let lost: Vec<_> = known.difference(&held(&rig)).cloned().collect();
+    assert!(lost.is_empty(), "lost or moved: {lost:?}\n{}", rig.matapa.log());
+    pause(300);
+    traffic.finish();
+    drop(serving);
+    rig.finish();
+}
+
+/// A binary that makes maps of another layout than the one under test, and reads that of this one.
+fn next_layout() -> PathBuf {
+    let path = std::env::var_os("MATAPA_NEXT_BIN");
+    PathBuf::from(
+        path.expect("MATAPA_NEXT_BIN names a matapa with the feature next-layout: cargo xtask test"),
+    )
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn maps_of_another_layout_take_over_and_the_older_binary_is_refused() {
+    let (mut rig, serving) = start(4096);
+    let old = rig.matapa.binary().to_owned();
+    let traffic = Traffic::start(&rig);
+    pause(300);
+    rig.matapa.backend("drain", "mx1", "nat-datagrams").unwrap();
+    let known = held(&rig);
+    assert_eq!(known.len(), 140, "{known:?}");
+    rig.matapa.kill().unwrap();
+    rig.matapa.set_binary(&next_layout());
+    rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+    assert_settled(&rig);
+    let lost: Vec<_> = known.difference(&held(&rig)).cloned().collect();
+    assert!(lost.is_empty(), "lost or moved: {lost:?}\n{}", rig.matapa.log());
+    let status = rig.matapa.status().unwrap();
+    let drained = status.service("nat-datagrams").unwrap().backends.iter().find(|one| one.name == "mx1");
+    assert_eq!(drained.unwrap().admin, "draining", "what the operator chose came over");
+    rig.matapa.stop().unwrap();
+
+    // The way back is refused, and changes nothing.
+    rig.matapa.set_binary(&old);
+    let refused = rig.matapa.run_to_end(Duration::from_secs(10)).unwrap();
+    assert_ne!(refused.code(), Some(0), "{refused:?}");
+    assert!(refused.stderr.contains("newer than this binary knows"), "{refused:?}");
+    pause(300);
+    rig.matapa.set_binary(&next_layout());
+    rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+    let lost: Vec<_> = known.difference(&held(&rig)).cloned().collect();
+    assert!(lost.is_empty(), "lost or moved: {lost:?}\n{}", rig.matapa.log());
+    pause(300);
+    traffic.finish();
+    drop(serving);
+    rig.finish();
+}
