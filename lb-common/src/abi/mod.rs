@@ -31,7 +31,7 @@ pub use stats::BackendStats;
 
 /// Version of everything in this module.
 pub const ABI_VERSION: u32 = if cfg!(feature = "next-layout") { THIS_VERSION + 1 } else { THIS_VERSION };
-const THIS_VERSION: u32 = 3;
+const THIS_VERSION: u32 = 4;
 
 /// Names of the maps, as in the object file and in the pin directory.
 pub mod map {

@@ -120,6 +120,9 @@ fn answer_echo<I: Head, P: Packet, E: Env>(
     if !is_vip {
         return Reason::OtherProtocol.pass();
     }
+    if env.is_abandoned() {
+        return Reason::NoDaemon.pass();
+    }
     let Some(macs) = packet.read::<Macs>(0) else { return Reason::OtherProtocol.pass() };
     let Some(checksum) = packet.read::<u16>(l4 + 2) else { return Reason::OtherProtocol.pass() };
     /// TTL and hop limit of the answer.

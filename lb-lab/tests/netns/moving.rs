@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lb_lab::traffic::udp::{Datagrams, UdpEcho, UdpStream};
 use lb_lab::traffic::{Dialect, EchoServer, Flows, Prober};
-use lb_lab::{Shape, Topology};
+use lb_lab::{Shape, Topology, wait_until};
 
 use crate::modes::{ALL, NAT, SNAT, Way};
 use crate::support::{ECHO, PROMPT, Rig, assert_prompt};
@@ -82,7 +82,7 @@ fn held(rig: &Rig) -> BTreeSet<(SocketAddr, String)> {
         flows.filter(|flow| flow.state == "established").map(|flow| (flow.client, flow.backend)).collect()
     };
     let first = once();
-    pause(100);
+    pause(200);
     first.intersection(&once()).cloned().collect()
 }
 
@@ -147,17 +147,28 @@ fn killed_at_any_moment_of_a_move_it_goes_on_from_there() {
     let traffic = Traffic::start(&rig);
     pause(300);
     let known = held(&rig);
-    let mut moved = 0;
-    for (turn, moment) in (0..560).step_by(20).enumerate() {
+    assert_eq!(known.len(), 140, "{known:?}");
+    let mut seen = [0, 0];
+    for turn in 0..24 {
         rig.matapa.kill().unwrap();
+        // The same size again, where new maps are to be finished first.
         change_size(&rig, if turn % 2 == 0 { 65_536 } else { 4096 });
         rig.matapa.launch().unwrap();
-        pause(moment);
-        // Sometimes in the middle of it, and then the next one has to finish that.
-        moved += usize::from(rig.matapa.pins().join("switching").exists());
+        // While they are being filled, and while both are in use.
+        let directory = ["next", "switching"][turn % 2];
+        wait_until(&format!("the directory {directory}"), Duration::from_secs(5), || {
+            rig.matapa.check_running()?;
+            Ok(rig.matapa.pins().join(directory).exists().then_some(()))
+        })
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+        pause([0, 1, 5, 20, 60, 110][turn / 4]);
+        for (seen, directory) in seen.iter_mut().zip(["next", "switching"]) {
+            *seen += usize::from(rig.matapa.pins().join(directory).exists());
+        }
     }
     rig.matapa.kill().unwrap();
-    println!("killed {moved} times while both sets of maps were in use");
+    println!("killed {} times while new maps were filled, {} times while both were in use", seen[0], seen[1]);
+    assert!(seen.iter().all(|count| *count >= 4), "hardly ever in the middle: {seen:?}");
     rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
     assert_settled(&rig);
     let lost: Vec<_> = known.difference(&held(&rig)).cloned().collect();

@@ -117,6 +117,9 @@ fn read(errors: &mut Errors, document: &DeTable<'_>) -> Parts {
     };
     let xdp_mode =
         known.get("xdp_mode").map(|entry| general::read_xdp_mode(errors, entry)).unwrap_or_default();
+    let forward_without_daemon = known
+        .get("forward_without_daemon")
+        .and_then(|entry| general::read_forward_without_daemon(errors, entry));
     let control = general::read_control(errors, known.get("control"));
     let flows = general::read_flows(errors, known.get("flows"));
     let tunnel = general::read_tunnel(errors, known.get("tunnel"));
@@ -150,5 +153,17 @@ fn read(errors: &mut Errors, document: &DeTable<'_>) -> Parts {
     pools.sort_by_key(|pool| pool.name.span);
     // Without these sections under their right names, their members are not missed one by one.
     let sections_found = ["pools", "services"].iter().all(|key| known.get(key).is_some() || known.lacks(key));
-    Parts { interfaces, xdp_mode, control, flows, tunnel, pools, services, carp, cluster, sections_found }
+    Parts {
+        interfaces,
+        xdp_mode,
+        forward_without_daemon,
+        control,
+        flows,
+        tunnel,
+        pools,
+        services,
+        carp,
+        cluster,
+        sections_found,
+    }
 }

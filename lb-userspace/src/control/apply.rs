@@ -22,8 +22,8 @@ use crate::dataplane::kernel::moving::Move;
 use crate::dataplane::plan::plan;
 use crate::dataplane::snapshot::Readable as _;
 
-pub(super) const CAPACITY_STAYS: &str = "flows.capacity is used when the flow table is made, and this one goes on as it \
-    is; run `matapa detach` and start the daemon again to change it (this interrupts forwarding)";
+pub(super) const CAPACITY_STAYS: &str = "flows.capacity is used when the daemon starts, and the flow table goes on as it \
+    is; restart the daemon to change it: connections move to the new table, and forwarding goes on";
 
 /// What a reload needs, ready to be used.
 pub(super) struct Prepared {
@@ -96,6 +96,7 @@ impl Control {
             }
         };
         (self.config, self.state) = (new, state);
+        self.tell_alive();
         self.tell_pools();
         self.change_sync(sync);
         self.meet_neighbours();
@@ -159,6 +160,8 @@ impl Control {
         self.state.settle(&self.config, self.dataplane.image(), Instant::now());
         let steps = bring(&mut self.dataplane, &self.config, &self.state, &self.sync)?;
         self.meet_neighbours();
+        // An earlier daemon's last word may be out of date.
+        self.tell_alive();
         let (pins, mode) = (&self.pins, self.config.xdp_mode);
         let attach = |kernel: &mut Kernel| kernel.attach(pins, interfaces, mode);
         self.attached = match moving {

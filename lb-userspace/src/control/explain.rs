@@ -367,7 +367,8 @@ fn next_hop(reach: u32, ifindex: u32, outcome: &Outcome) -> Option<ExplainedHop>
         Reach::NotForwarded => Reached::NotForwarded,
         Reach::Refused => Reached::Refused,
         Reach::ForwardingDisabled => Reached::ForwardingDisabled,
-        Reach::Unsupported => Reached::Unsupported,
+        // A daemon is alive that asks.
+        Reach::Unsupported | Reach::Abandoned => Reached::Unsupported,
     };
     let known = reach == Reach::Known;
     let sent = known

@@ -289,7 +289,7 @@ impl Control {
 
     fn tick(&mut self) {
         systemd::alive();
-        self.dataplane.maps().heartbeat(monotonic_nanoseconds());
+        self.tell_alive();
         if self.behind || self.state.choices.is_due(Instant::now()) {
             let services = self.service_states();
             self.converge();
@@ -308,6 +308,15 @@ impl Control {
         self.reset_connections();
         self.explaining.rest();
         self.refresh_names();
+    }
+
+    /// Says in the maps how long packets are forwarded from now on if no more is heard.
+    pub(super) fn tell_alive(&self) {
+        let until = self.config.forward_without_daemon.map_or(0, |time| {
+            let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            monotonic_nanoseconds().saturating_add(nanoseconds)
+        });
+        self.dataplane.maps().forward_until(until);
     }
 
     /// Ages and counts the flows.

@@ -197,7 +197,9 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
     if let Some(follower) = follower {
         report_end("task that follows routes", follower.await.map(Ok));
     }
-    info!("stopped; forwarding goes on as it is until `matapa detach`");
+    info!(
+        "stopped; forwarding goes on as it is until `matapa detach`, or as long as forward_without_daemon says"
+    );
     Ok(())
 }
 

@@ -23,6 +23,8 @@ pub struct Layout {
     pub backend: fn(&[u8]) -> Backend,
     /// How flows become those of this version. `None`: they are, and the table is read where it stands.
     pub flows: Option<FlowDecoder>,
+    /// Whether programs over such maps heed [`lb_common::abi::Features::MOVING`], at its place in `SETTINGS`.
+    pub moves: bool,
     /// Maps whose elements are copied as they are.
     pub copied: &'static [&'static str],
 }
@@ -35,7 +37,9 @@ pub struct FlowDecoder {
 }
 
 /// What this binary makes.
-pub static CURRENT: Layout = Layout {
+pub static CURRENT: Layout = THIS;
+
+const THIS: Layout = Layout {
     version: ABI_VERSION,
     sizes: [
         (map::SETTINGS, size_of::<Settings>()),
@@ -53,12 +57,19 @@ pub static CURRENT: Layout = Layout {
     listener: bytemuck::pod_read_unaligned,
     backend: bytemuck::pod_read_unaligned,
     flows: None,
+    moves: true,
     copied: &[map::PORTS, map::VLANS, map::STICKY, map::FRAGMENTS, map::COUNTERS, map::BACKEND_STATS],
 };
 
+/// Version 3 counts a reason less, and the last word of its `CONTROL` was the time at which a daemon was last alive. Its
+/// programs judge replies to flows that only the new maps know: the answer to a SYN may get lost that comes between the
+/// replacement of the program on one interface and on the next.
+#[cfg(not(feature = "next-layout"))]
+static THREE: Layout = Layout { version: 3, moves: false, ..THIS };
+
 /// What it can read, the one that it makes first.
 #[cfg(not(feature = "next-layout"))]
-static READABLE: [&Layout; 1] = [&CURRENT];
+static READABLE: [&Layout; 2] = [&CURRENT, &THREE];
 #[cfg(feature = "next-layout")]
 static READABLE: [&Layout; 2] = [&CURRENT, &before::LAYOUT];
 

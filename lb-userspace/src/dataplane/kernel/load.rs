@@ -194,7 +194,7 @@ fn load_with(pins: &Pins, found: Found, trace: bool, adopted: bool) -> anyhow::R
             abi_version: ABI_VERSION,
             flow_lines: geometry.flow_lines,
             hash_key: key,
-            heartbeat: 0,
+            forward_until: 0,
         };
         kernel.control.write(0, &control, 0);
         Image { pace: kernel.pace(), ..Image::default() }

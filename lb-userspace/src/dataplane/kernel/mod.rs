@@ -286,8 +286,9 @@ impl Kernel {
         self.ebpf.program(name).with_context(|| format!("the object has no program {name}"))
     }
 
-    /// Says in the maps that a daemon is alive, at this many nanoseconds of the monotonic clock.
-    pub fn heartbeat(&self, nanoseconds: u64) {
+    /// Says up to which time packets are forwarded, in nanoseconds of the monotonic clock, unless this is called again;
+    /// 0: for ever.
+    pub fn forward_until(&self, nanoseconds: u64) {
         if let Some(place) = self.control.element(0).last() {
             place.store(nanoseconds, Ordering::Relaxed);
         }

@@ -12,7 +12,7 @@ use aya::Pod;
 use aya::maps::{HashMap as AyaHashMap, Map, MapData, PerCpuArray};
 use lb_common::abi::{Fragment, FragmentKey, Sticky, StickyKey, VlanKey, map};
 use lb_common::verdict::Reason;
-use log::{debug, warn};
+use log::{debug, info, warn};
 
 use super::attach::Attached;
 use super::pinned::{PinnedMaps, open};
@@ -82,6 +82,12 @@ impl Move {
         }
         let mut carried = pass(&mut self.old);
         kernel.set_moving(true);
+        // Of a connection, one interface may have the new program already and the other one not yet.
+        if !self.old.set_moving() {
+            info!(
+                "the program that is replaced is older than moving flows; a few connections may open later by a second"
+            );
+        }
         if !self.resumed {
             pins.begin_switch().context("cannot rename the pins of the new maps")?;
         }

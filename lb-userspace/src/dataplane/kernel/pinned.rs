@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context as _, bail};
 use aya::maps::{HashMap as AyaHashMap, Map, MapData, MapInfo};
 use lb_common::abi::flow::{FlowTuple, WAYS};
-use lb_common::abi::{self, Backend, Control, Listener, Settings, SiblingKey, TableRef, map};
+use lb_common::abi::{self, Backend, Control, Features, Listener, Settings, SiblingKey, TableRef, map};
 use lb_common::hash::HashKey;
 
 use super::layout::{self, Layout, Unreadable};
@@ -169,6 +169,17 @@ impl PinnedMaps {
 
     pub const fn found(&self) -> &Found {
         &self.found
+    }
+
+    /// Has programs over these maps take replies as clients' also where their flows are not known: others have them. False
+    /// when they do not know how.
+    pub fn set_moving(&self) -> bool {
+        let moves = self.found.layout.moves;
+        if let Some(word) = self.settings.element(0).first().filter(|_| moves) {
+            let moving: u64 = bytemuck::must_cast([Features::MOVING.0, 0]);
+            word.fetch_or(moving, Ordering::AcqRel);
+        }
+        moves
     }
 
     /// Looks at the flows anew, where they are of another layout; others are seen as they stand.

@@ -161,6 +161,10 @@ impl<'m> Env for &'m Memory {
         self.client_hops.get(index as usize)
     }
 
+    fn is_abandoned(&self) -> bool {
+        self.abandoned
+    }
+
     fn route(&self, query: &Query) -> Route {
         let (source, destination) = (address_from(query.source), address_from(query.destination));
         // As bpf_fib_lookup: these are never forwarded, whichever way they stand.

@@ -75,6 +75,8 @@ pub struct Memory {
     pub short_ways: Cell<u64>,
     /// The flow table's clock.
     pub now: u16,
+    /// No daemon has been alive for longer than packets are forwarded without one.
+    pub abandoned: bool,
     /// The interface that packets come in on.
     pub ingress: u32,
     /// The interfaces that do not carry the program.
@@ -122,6 +124,7 @@ impl Memory {
             short_way: true,
             short_ways: Cell::new(0),
             now: 0,
+            abandoned: false,
             ingress: 1,
             elsewhere: BTreeSet::new(),
         }

@@ -33,7 +33,8 @@ pub(super) static LAYOUT: Layout = Layout {
         word: |word| word,
         tuple: |bytes| bytemuck::pod_read_unaligned::<TupleBefore>(bytes).now(),
     }),
-    copied: super::CURRENT.copied,
+    moves: true,
+    copied: super::THIS.copied,
 };
 
 const _: () = assert!(abi::NAME_LEN != NAME_LEN, "the layouts differ");
