@@ -5,8 +5,9 @@ mod corpus;
 mod many;
 
 use corpus::cases::{self, Chapter};
-use corpus::machine::Machine;
+use corpus::machine::{Machine, Outcome};
 use corpus::world::World;
+use lb_common::verdict::{Action, Kind, Reason};
 
 #[test]
 fn every_case_of_the_corpus_holds_on_the_host() {
@@ -52,4 +53,47 @@ fn a_repeated_syn_visits_everyone() {
         let mut machine = Machine::host(&world);
         services.iter().for_each(|service| many::everyone_is_visited(&mut machine, &world, service));
     }
+}
+
+#[test]
+fn without_a_daemon_for_too_long_nothing_is_forwarded_and_nothing_is_touched() {
+    let (mut forwarded, mut left) = (0, 0);
+    for Chapter { world, cases } in &cases::load() {
+        // With what is remembered of next hops, which is good for a tick, and without.
+        for route_epoch in [1, 0] {
+            let mut machine = Machine::host_in_epoch(world, route_epoch);
+            for case in cases {
+                let Ok(alive) = case.run(&mut machine, world) else { panic!("{}", case.label) };
+                if case.prepare(&mut machine, world).is_err() {
+                    panic!("{}", case.label);
+                }
+                let maps = machine.dataplane.maps_mut();
+                maps.abandoned = true;
+                maps.now = maps.now.wrapping_add(1);
+                let (ingress, frame) = case.arrives(world);
+                let outcome = machine.run(ingress, frame);
+                machine.dataplane.maps_mut().abandoned = false;
+                let end =
+                    |outcome: &Outcome| outcome.counters.keys().copied().find(|r| r.kind() != Kind::Note);
+                let forwards = |reason: &Reason| {
+                    use Reason::{
+                        EchoAnswered, ErrorToBackend, ErrorToClient, ToBackend, ToBackendByKernel, ToClient,
+                        ToClientByKernel,
+                    };
+                    let sent = [ToBackend, ToClient, ToBackendByKernel, ToClientByKernel, EchoAnswered];
+                    sent.contains(reason) || [ErrorToBackend, ErrorToClient].contains(reason)
+                };
+                let (now, before) = (end(&outcome), end(&alive));
+                assert!(!now.is_some_and(|reason| forwards(&reason)), "{}: {now:?}", case.label);
+                forwarded += usize::from(before.is_some_and(|reason| forwards(&reason)));
+                if now == Some(Reason::NoDaemon) {
+                    left += 1;
+                    assert_eq!(outcome.ran.action, Action::Pass, "{}", case.label);
+                    assert!(outcome.ran.frame == frame, "{}: the frame was changed", case.label);
+                }
+            }
+        }
+    }
+    println!("{left} left to the kernel, of which {forwarded} are forwarded while a daemon is alive");
+    assert!(forwarded > 100 && left >= forwarded, "{left} left, {forwarded} forwarded");
 }

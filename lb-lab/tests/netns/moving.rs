@@ -148,27 +148,31 @@ fn killed_at_any_moment_of_a_move_it_goes_on_from_there() {
     pause(300);
     let known = held(&rig);
     assert_eq!(known.len(), 140, "{known:?}");
-    let mut seen = [0, 0];
-    for turn in 0..24 {
-        rig.matapa.kill().unwrap();
-        // The same size again, where new maps are to be finished first.
+    let mut switching = 0;
+    for (turn, moment) in [0, 2, 10, 40, 110].into_iter().enumerate() {
         change_size(&rig, if turn % 2 == 0 { 65_536 } else { 4096 });
-        rig.matapa.launch().unwrap();
-        // While they are being filled, and while both are in use.
-        let directory = ["next", "switching"][turn % 2];
-        wait_until(&format!("the directory {directory}"), Duration::from_secs(5), || {
-            rig.matapa.check_running()?;
-            Ok(rig.matapa.pins().join(directory).exists().then_some(()))
-        })
-        .unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
-        pause([0, 1, 5, 20, 60, 110][turn / 4]);
-        for (seen, directory) in seen.iter_mut().zip(["next", "switching"]) {
-            *seen += usize::from(rig.matapa.pins().join(directory).exists());
+        // While the new maps are being filled, and while both are in use.
+        for directory in ["next", "switching"] {
+            rig.matapa.kill().unwrap();
+            rig.matapa.launch().unwrap();
+            wait_until(&format!("the directory {directory}"), Duration::from_secs(10), || {
+                rig.matapa.check_running()?;
+                Ok(rig.matapa.pins().join(directory).exists().then_some(()))
+            })
+            .unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+            pause(moment);
         }
+        rig.matapa.kill().unwrap();
+        switching += usize::from(rig.matapa.pins().join("switching").exists());
+        // While it goes on with what the one before had begun.
+        rig.matapa.launch().unwrap();
+        pause(5 * moment);
+        rig.matapa.kill().unwrap();
+        rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+        assert_settled(&rig);
     }
+    assert!(switching >= 3, "only {switching} times killed while both sets of maps were in use");
     rig.matapa.kill().unwrap();
-    println!("killed {} times while new maps were filled, {} times while both were in use", seen[0], seen[1]);
-    assert!(seen.iter().all(|count| *count >= 4), "hardly ever in the middle: {seen:?}");
     rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
     assert_settled(&rig);
     let lost: Vec<_> = known.difference(&held(&rig)).cloned().collect();
