@@ -23,7 +23,7 @@ use lb_common::abi::{Backend, Features, Listener, SiblingKey, TableRef};
 
 use endpoints::{Endpoint, NoPlace};
 use image::{Id, Image, Table, TunnelSources, address_bytes};
-use plan::{Op, advance};
+use plan::{Op, advance, plan};
 use regions::Regions;
 use snapshot::Readable;
 
@@ -104,6 +104,26 @@ impl<M: Maps> Dataplane<M> {
             }
         }
         Self { maps, image, regions }
+    }
+
+    /// Over new maps, which hold nothing, and get what `image` says others hold, under the same numbers. Tables that were
+    /// left half changed stay empty, to be built anew.
+    ///
+    /// # Errors
+    /// As of [`Self::apply`].
+    pub fn filled(maps: M, image: &Image) -> Result<Self, ApplyError> {
+        let mut image = image.clone();
+        for listener in image.listeners.values_mut() {
+            if !listener.table.members.keys().all(|id| image.backends.contains_key(id)) {
+                listener.table.members.clear();
+            }
+        }
+        let empty = Image { pace: maps.pace(), ..Image::default() };
+        let mut dataplane = Self::over(maps, empty);
+        for step in plan(dataplane.image(), &image) {
+            dataplane.apply(&step)?;
+        }
+        Ok(dataplane)
     }
 
     pub fn maps(&self) -> &M {

@@ -19,7 +19,6 @@ use super::pinned::{Found, PinnedMaps};
 use super::pins::{MapSet, Pins};
 use super::{FlowMaps, Kernel, hertz, layout};
 use crate::dataplane::image::Image;
-use crate::dataplane::plan::plan;
 use crate::dataplane::snapshot::Readable as _;
 use crate::dataplane::{Capacity, Dataplane, object, snapshot};
 
@@ -125,12 +124,9 @@ fn load_beside(pins: &Pins, found: Found, geometry: Geometry, trace: bool) -> an
     pins.make_next().context("cannot make a directory for new maps")?;
     let new = Found { set: MapSet::Next, layout: &layout::CURRENT, geometry, key: found.key };
     let filled = || {
-        let Loaded { kernel, image: empty, .. } = load_with(pins, new, trace, false)?;
-        let mut dataplane = Dataplane::over(kernel, empty);
-        for step in plan(dataplane.image(), &without_broken_tables(image.clone())) {
-            dataplane.apply(&step).with_context(|| format!("step {step:?}"))?;
-        }
-        let (kernel, filled) = dataplane.into_parts();
+        let Loaded { kernel, .. } = load_with(pins, new, trace, false)?;
+        let (kernel, filled) =
+            Dataplane::filled(kernel, &image).context("cannot fill the new maps")?.into_parts();
         Ok(Loaded { kernel, image: filled, adopted: true, moving: Some(Move::new(old, image)) })
     };
     filled().inspect_err(|_: &anyhow::Error| {
@@ -138,16 +134,6 @@ fn load_beside(pins: &Pins, found: Found, geometry: Geometry, trace: bool) -> an
             warn!("could not remove the pins of new maps that are of no use: {error}");
         }
     })
-}
-
-/// Tables that an earlier daemon has left half changed are built from the configuration.
-fn without_broken_tables(mut image: Image) -> Image {
-    for listener in image.listeners.values_mut() {
-        if listener.table.members.keys().any(|id| !image.backends.contains_key(id)) {
-            listener.table.members.clear();
-        }
-    }
-    image
 }
 
 /// Loads the program over new maps that an earlier daemon has made and filled, and which packets may use already.
