@@ -176,8 +176,8 @@ reasons! {
     FlowCollision = "flow_collision", Note, "A flow has the fingerprint of another service's flow and was not recorded.";
 
     // Later ones come last: when flows move to new maps, counters keep their places.
-    NoDaemon = "no_daemon", Pass,
-        "For a service or from a backend, while no daemon has been alive for longer than `forward_without_daemon`: left to the kernel untouched.";
+    NoDaemon = "no_daemon", Drop,
+        "For a service or from one of its servers, while no daemon has been alive for longer than `forward_without_daemon`.";
 }
 
 impl Reason {

@@ -121,7 +121,7 @@ fn answer_echo<I: Head, P: Packet, E: Env>(
         return Reason::OtherProtocol.pass();
     }
     if env.is_abandoned() {
-        return Reason::NoDaemon.pass();
+        return Reason::NoDaemon.drop();
     }
     let Some(macs) = packet.read::<Macs>(0) else { return Reason::OtherProtocol.pass() };
     let Some(checksum) = packet.read::<u16>(l4 + 2) else { return Reason::OtherProtocol.pass() };

@@ -133,9 +133,9 @@ pub(super) fn reply<I: Head, P: Packet, E: Env, const KIND: u8>(
         Reach::TooBig if snat => return refuse::too_big::<I>(work, l4, work.mtu),
         Reach::TooBig => return Reason::TooBig.pass(),
         Reach::NotForwarded => return Reason::ReplyToGateway.pass(),
-        Reach::Abandoned => return Reason::NoDaemon.pass(),
         // Whoever is no client of ours may be reached in ways that only the kernel knows.
         _ if !known => return Reason::ReplyNotOurs.pass(),
+        Reach::Abandoned => return Reason::NoDaemon.drop(),
         Reach::Refused => return Reason::NoRoute.drop(),
         Reach::ForwardingDisabled => return Reason::ForwardingDisabled.drop(),
         Reach::Unsupported => return Reason::UnusableRoute.drop(),

@@ -8,6 +8,7 @@ mod balance;
 mod carp;
 mod carp_support;
 mod checks;
+mod churn;
 mod cleanup;
 mod doctor;
 mod errors;

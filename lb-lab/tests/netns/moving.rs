@@ -23,7 +23,8 @@ fn targets(way: Way) -> Vec<SocketAddr> {
     [false, true].map(|v6| way.target(v6, ECHO)).to_vec()
 }
 
-/// A table for `capacity` flows.
+/// A table for `capacity` flows. Two services share servers and ports, so that all their flows have a record for the way
+/// back.
 fn config(topology: &Topology, capacity: u32) -> String {
     format!(
         "interfaces = [\"ext\", \"int\"]\n[flows]\ncapacity = {capacity}\n{}{}{}",
@@ -75,15 +76,29 @@ impl Traffic {
     }
 }
 
-/// The client of each held connection, with its server.
-fn held(rig: &Rig) -> BTreeSet<(SocketAddr, String)> {
-    let once = || -> BTreeSet<(SocketAddr, String)> {
+/// The client of each held connection, with its server and service.
+type Held = BTreeSet<(SocketAddr, String, String)>;
+
+fn held(rig: &Rig) -> Held {
+    let once = || -> Held {
         let flows = rig.matapa.flows().unwrap().flows.into_iter();
-        flows.filter(|flow| flow.state == "established").map(|flow| (flow.client, flow.backend)).collect()
+        flows
+            .filter(|flow| flow.state == "established")
+            .map(|flow| (flow.client, flow.backend, flow.service))
+            .collect()
     };
     let first = once();
     pause(200);
     first.intersection(&once()).cloned().collect()
+}
+
+/// Each of these is known, and to the same server.
+fn assert_held(rig: &Rig, known: &Held) {
+    let lost: Vec<_> = known.difference(&held(rig)).cloned().collect();
+    let flows = rig.matapa.flows().unwrap().flows;
+    let now: Vec<_> =
+        flows.iter().filter(|one| lost.iter().any(|(client, ..)| one.client == *client)).collect();
+    assert!(lost.is_empty(), "lost or moved: {lost:?}; now: {now:?}\n{}", rig.matapa.log());
 }
 
 fn change_size(rig: &Rig, capacity: u32) {
@@ -100,22 +115,20 @@ fn assert_settled(rig: &Rig) {
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
 fn a_flow_table_of_another_size_takes_every_connection_over() {
-    let (mut rig, serving) = start(4096);
+    let (mut rig, serving) = start(16_384);
     let traffic = Traffic::start(&rig);
     pause(300);
     let known = held(&rig);
     assert_eq!(known.len(), 140, "{known:?}");
     let before = rig.matapa.status().unwrap();
-    for capacity in [65_536, 2048, 1 << 20, 4096] {
+    for capacity in [65_536, 8192, 1 << 20, 16_384] {
         rig.matapa.kill().unwrap();
         change_size(&rig, capacity);
         rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
         assert_settled(&rig);
         let size = format!("new ones of layout {} for {capacity} flows", layout(&rig));
         assert!(rig.matapa.log().contains(&size), "no {size:?} in {}", rig.matapa.log());
-        let now = held(&rig);
-        let lost: Vec<_> = known.difference(&now).collect();
-        assert!(lost.is_empty(), "lost or moved: {lost:?}\n{}", rig.matapa.log());
+        assert_held(&rig, &known);
     }
     let after = rig.matapa.status().unwrap();
     for (old, new) in before.services.iter().zip(&after.services) {
@@ -143,14 +156,14 @@ fn layout(rig: &Rig) -> u32 {
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
 fn killed_at_any_moment_of_a_move_it_goes_on_from_there() {
-    let (mut rig, serving) = start(4096);
+    let (mut rig, serving) = start(16_384);
     let traffic = Traffic::start(&rig);
     pause(300);
     let known = held(&rig);
     assert_eq!(known.len(), 140, "{known:?}");
     let mut switching = 0;
     for (turn, moment) in [0, 2, 10, 40, 110].into_iter().enumerate() {
-        change_size(&rig, if turn % 2 == 0 { 65_536 } else { 4096 });
+        change_size(&rig, if turn % 2 == 0 { 65_536 } else { 16_384 });
         // While the new maps are being filled, and while both are in use.
         for directory in ["next", "switching"] {
             rig.matapa.kill().unwrap();
@@ -170,13 +183,13 @@ fn killed_at_any_moment_of_a_move_it_goes_on_from_there() {
         rig.matapa.kill().unwrap();
         rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
         assert_settled(&rig);
+        assert_held(&rig, &known);
     }
     assert!(switching >= 3, "only {switching} times killed while both sets of maps were in use");
     rig.matapa.kill().unwrap();
     rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
     assert_settled(&rig);
-    let lost: Vec<_> = known.difference(&held(&rig)).cloned().collect();
-    assert!(lost.is_empty(), "lost or moved: {lost:?}\n{}", rig.matapa.log());
+    assert_held(&rig, &known);
     pause(300);
     traffic.finish();
     drop(serving);
@@ -184,7 +197,7 @@ fn killed_at_any_moment_of_a_move_it_goes_on_from_there() {
 }
 
 /// A binary that makes maps of another layout than the one under test, and reads that of this one.
-fn next_layout() -> PathBuf {
+pub fn next_layout() -> PathBuf {
     let path = std::env::var_os("MATAPA_NEXT_BIN");
     PathBuf::from(
         path.expect("MATAPA_NEXT_BIN names a matapa with the feature next-layout: cargo xtask test"),
@@ -194,7 +207,7 @@ fn next_layout() -> PathBuf {
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
 fn maps_of_another_layout_take_over_and_the_older_binary_is_refused() {
-    let (mut rig, serving) = start(4096);
+    let (mut rig, serving) = start(16_384);
     let old = rig.matapa.binary().to_owned();
     let traffic = Traffic::start(&rig);
     pause(300);
@@ -205,8 +218,7 @@ fn maps_of_another_layout_take_over_and_the_older_binary_is_refused() {
     rig.matapa.set_binary(&next_layout());
     rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
     assert_settled(&rig);
-    let lost: Vec<_> = known.difference(&held(&rig)).cloned().collect();
-    assert!(lost.is_empty(), "lost or moved: {lost:?}\n{}", rig.matapa.log());
+    assert_held(&rig, &known);
     let status = rig.matapa.status().unwrap();
     let drained = status.service("nat-datagrams").unwrap().backends.iter().find(|one| one.name == "mx1");
     assert_eq!(drained.unwrap().admin, "draining", "what the operator chose came over");
@@ -220,8 +232,7 @@ fn maps_of_another_layout_take_over_and_the_older_binary_is_refused() {
     pause(300);
     rig.matapa.set_binary(&next_layout());
     rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
-    let lost: Vec<_> = known.difference(&held(&rig)).cloned().collect();
-    assert!(lost.is_empty(), "lost or moved: {lost:?}\n{}", rig.matapa.log());
+    assert_held(&rig, &known);
     pause(300);
     traffic.finish();
     drop(serving);
