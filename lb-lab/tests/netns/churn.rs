@@ -89,7 +89,7 @@ impl Wanted {
         }
         let extra = if self.extra { service("extra", EXTRA, "tcp", "", &[1, 2, 3]) } else { String::new() };
         format!(
-            "{}[flows]\ncapacity = {}\n{}{}{extra}\n[services.busy]\n\
+            "{}[flows]\ncapacity = {}\nclosed = \"2s\"\n{}{}{extra}\n[services.busy]\n\
              listen = [\"{VIP_V4}:{BUSY}/tcp\", \"[{VIP_V6}]:{BUSY}/tcp\"]\n{CHECK}\nbackends = [\n{backends}]\n",
             interfaces(),
             self.capacity,
