@@ -27,6 +27,9 @@ pub struct Options {
     /// Build the binary for debugging; the XDP program is always optimised
     #[arg(long)]
     debug: bool,
+    /// Build a binary with another layout of the maps instead, which the tests of moving flows need
+    #[arg(long, conflicts_with_all = ["release", "debug"])]
+    next_layout: bool,
 }
 
 /// `cargo xtask build`.
@@ -37,6 +40,9 @@ pub fn command(workspace: &Workspace, options: &Options) -> Result<bool> {
 /// Build both and return the binary's path.
 pub fn everything(workspace: &Workspace, options: &Options) -> Result<PathBuf> {
     let bpf = setup::bpf(workspace, Install::Yes)?;
+    if options.next_layout {
+        return next_layout(workspace, &bpf);
+    }
     ebpf::build(workspace, &bpf, Variant::Plain)?;
     binary(workspace, options)
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lb_lab::traffic::udp::{Datagrams, UdpEcho, UdpStream};
 use lb_lab::traffic::{Dialect, EchoServer, Flows, Prober};
-use lb_lab::{Shape, Topology, wait_until};
+use lb_lab::{Shape, Topology};
 
 use crate::modes::{ALL, NAT, SNAT, Way};
 use crate::support::{ECHO, PROMPT, Rig, assert_prompt};
@@ -175,13 +175,7 @@ fn killed_at_any_moment_of_a_move_it_goes_on_from_there() {
         for directory in ["next", "switching"] {
             rig.matapa.kill().unwrap();
             rig.matapa.launch().unwrap();
-            wait_until(&format!("the directory {directory}"), Duration::from_secs(20), || {
-                rig.matapa.check_running()?;
-                // It is there for a tenth of a second, and a slow machine may miss it.
-                let is_over = || directory == "switching" && rig.matapa.status().is_ok();
-                Ok((rig.matapa.pins().join(directory).exists() || is_over()).then_some(()))
-            })
-            .unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+            wait_for(&mut rig, directory);
             pause(moment);
         }
         rig.matapa.kill().unwrap();
@@ -203,6 +197,19 @@ fn killed_at_any_moment_of_a_move_it_goes_on_from_there() {
     traffic.finish();
     drop(serving);
     rig.finish();
+}
+
+/// Waits until a daemon that was just launched has made this directory of pins, or is ready: `switching` is there for a tenth
+/// of a second, which a slow machine may miss.
+fn wait_for(rig: &mut Rig, directory: &str) {
+    let starts = |rig: &Rig| rig.matapa.log().matches("INFO ] ready, ").count();
+    let before = starts(rig);
+    let end = Instant::now() + Duration::from_secs(20);
+    while !rig.matapa.pins().join(directory).exists() && starts(rig) == before {
+        rig.matapa.check_running().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+        assert!(Instant::now() < end, "no directory {directory}: {}", rig.matapa.log());
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A binary that makes maps of another layout than the one under test, and reads that of this one.
