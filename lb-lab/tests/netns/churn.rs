@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use lb_lab::topology::{VIP_V4, VIP_V6};
+use lb_lab::traffic::prober::Attempt;
 use lb_lab::traffic::udp::{UdpEcho, UdpStream};
 use lb_lab::traffic::{Dialect, EchoServer, Flows, Prober};
 use lb_lab::wait_until;
@@ -117,16 +118,18 @@ fn pause(millis: u64) {
     std::thread::sleep(Duration::from_millis(millis));
 }
 
-fn connect(rig: &Rig, port: u16) -> Vec<lb_lab::traffic::prober::Attempt> {
-    let prober = Prober::start(rig.client(), vips(port), Duration::from_millis(4), Duration::from_secs(3));
+/// A short series of connections; each may take so long.
+fn connect(rig: &Rig, port: u16, limit: Duration) -> Vec<Attempt> {
+    let prober = Prober::start(rig.client(), vips(port), Duration::from_millis(4), limit);
     pause(150);
     prober.unwrap().finish().unwrap()
 }
 
 /// New connections go where they should, and nowhere else.
 fn check_busy(rig: &Rig, wanted: &Wanted, what: &str) {
-    let attempts = connect(rig, BUSY);
     let open = wanted.open();
+    // Where nothing answers, no longer than it takes to see that.
+    let attempts = connect(rig, BUSY, if open.is_empty() { PROMPT / 3 } else { 3 * PROMPT });
     if open.is_empty() {
         assert!(attempts.iter().all(|one| one.result.is_err()), "after {what}: {wanted:?}: {attempts:?}");
         return;
@@ -204,7 +207,7 @@ fn operate(rig: &mut Rig, wanted: &mut Wanted, random: &mut Random, busy: &Flows
         4 => {
             wanted.extra = !wanted.extra;
             reload(rig, wanted);
-            let attempts = connect(rig, EXTRA);
+            let attempts = connect(rig, EXTRA, if wanted.extra { 3 * PROMPT } else { PROMPT / 3 });
             if wanted.extra {
                 assert_prompt(&attempts);
             } else {
