@@ -158,9 +158,9 @@ pub(super) fn reply<I: Head, P: Packet, E: Env, const KIND: u8>(
         if is_late_answer(word, tcp) {
             return Reason::LateAnswer.drop();
         }
-    } else if !env.features().has(Features::MOVING) {
+    } else {
         match tcp {
-            Some(flags) if flags.answers() => {
+            Some(flags) if flags.answers() && !env.features().has(Features::MOVING) => {
                 let new = FlowWord::new(hash.fingerprint(), backend_id, FlowState::Direct, env.now());
                 let recorded = flow::record(env, line, new);
                 if recorded.way < WAYS {
@@ -179,7 +179,9 @@ pub(super) fn reply<I: Head, P: Packet, E: Env, const KIND: u8>(
                 }
             }
             Some(_) => {}
-            None if flow::has_room(line) => return Reason::ReplyNotOurs.pass(),
+            None if flow::has_room(line) && !env.features().has(Features::MOVING) => {
+                return Reason::ReplyNotOurs.pass();
+            }
             None => {}
         }
     }

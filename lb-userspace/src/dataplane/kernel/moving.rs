@@ -180,7 +180,7 @@ where
 {
     let from: AyaHashMap<_, [u8; KEY], [u8; VALUE]> = AyaHashMap::try_from(Map::from_map_data(from)?)?;
     let mut to: AyaHashMap<_, [u8; KEY], [u8; VALUE]> = AyaHashMap::try_from(Map::from_map_data(to)?)?;
-    for entry in from.iter() {
+    for entry in &from {
         let (key, value) = entry?;
         to.insert(key, value, 0)?;
     }
