@@ -10,13 +10,14 @@ use lb_common::abi::{Be16, VlanKey};
 use lb_common::verdict::Reason;
 use lb_userspace::api::types::AdminState;
 use lb_userspace::config::{self, Backend, Config, Listen, Member, Service};
+use lb_userspace::dataplane::Dataplane;
 use lb_userspace::dataplane::desired::{Verdicts, desired};
 use lb_userspace::dataplane::image::Image;
 use lb_userspace::dataplane::kernel::Kernel;
 use lb_userspace::dataplane::kernel::load::{Geometry, load};
 use lb_userspace::dataplane::kernel::pins::Pins;
 use lb_userspace::dataplane::plan::plan;
-use lb_userspace::dataplane::{Dataplane, Maps as _};
+use lb_userspace::dataplane::snapshot::Readable as _;
 use lb_userspace::health::Health;
 use lb_userspace::net::watch::EpochWriter as _;
 

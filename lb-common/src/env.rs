@@ -51,12 +51,14 @@ pub enum Reach {
     ForwardingDisabled,
     /// The route encapsulates.
     Unsupported,
+    /// No daemon has been alive for longer than packets are forwarded without one.
+    Abandoned,
 }
 
 impl Reach {
     /// The one with this discriminant.
     pub fn from_number(number: u32) -> Option<Self> {
-        const ALL: [Reach; 8] = [
+        const ALL: [Reach; 9] = [
             Reach::Known,
             Reach::NeighbourUnknown,
             Reach::Elsewhere,
@@ -65,6 +67,7 @@ impl Reach {
             Reach::Refused,
             Reach::ForwardingDisabled,
             Reach::Unsupported,
+            Reach::Abandoned,
         ];
         ALL.get(number as usize).copied()
     }
@@ -284,6 +287,8 @@ pub trait Env {
     fn backend_hop(&self, id: u32) -> Option<&Cell<NextHop>>;
     /// Likewise for clients, `index` below [`crate::abi::hop::CLIENT_HOPS`].
     fn client_hop(&self, index: u32) -> Option<&Cell<ClientHop>>;
+    /// Whether packets are to be forwarded no more, as no daemon has been alive for so long.
+    fn is_abandoned(&self) -> bool;
     /// Asks the routing table.
     fn route(&self, query: &Query) -> Route;
     /// Hands the frame to the daemon, which runs it again later. False when there is no room.
@@ -350,6 +355,6 @@ mod tests {
         for number in 0..8 {
             assert_eq!(Reach::from_number(number).map(|reach| reach as u32), Some(number));
         }
-        assert_eq!(Reach::from_number(8), None);
+        assert_eq!(Reach::from_number(9), None);
     }
 }

@@ -174,6 +174,10 @@ reasons! {
         "A new flow beyond its service's limit was not recorded; the scheduler's table alone decides.";
     FragmentFollowed = "fragment_followed", Note, "A later fragment went the way of the first one of its datagram.";
     FlowCollision = "flow_collision", Note, "A flow has the fingerprint of another service's flow and was not recorded.";
+
+    // Later ones come last: when flows move to new maps, counters keep their places.
+    NoDaemon = "no_daemon", Drop,
+        "For a service or from one of its servers, while no daemon has been alive for longer than `forward_without_daemon`.";
 }
 
 impl Reason {

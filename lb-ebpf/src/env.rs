@@ -11,7 +11,7 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64, bpf_xdp_get_buff_len,
+    bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns, bpf_xdp_get_buff_len,
     bpf_xdp_load_bytes,
 };
 use aya_ebpf::programs::XdpContext;
@@ -577,6 +577,16 @@ impl<C: Context> Env for Kernel<C> {
     fn client_hop(&self, index: u32) -> Option<&Cell<ClientHop>> {
         // SAFETY: as above.
         maps::CLIENT_HOPS.get_ptr_mut(index).map(|hop| unsafe { &*hop.cast::<Cell<ClientHop>>() })
+    }
+
+    #[inline(always)]
+    fn is_abandoned(&self) -> bool {
+        // SAFETY: the element is there as long as the program, and the daemon writes the word in one piece.
+        let until = maps::CONTROL
+            .get_ptr(0)
+            .map_or(0, |control| unsafe { read_volatile(&raw const (*control).forward_until) });
+        // SAFETY: a helper call without arguments.
+        until != 0 && unsafe { bpf_ktime_get_ns() } > until
     }
 
     #[inline(always)]

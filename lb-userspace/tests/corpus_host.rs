@@ -5,8 +5,9 @@ mod corpus;
 mod many;
 
 use corpus::cases::{self, Chapter};
-use corpus::machine::Machine;
+use corpus::machine::{Machine, Outcome};
 use corpus::world::World;
+use lb_common::verdict::{Action, Kind, Reason};
 
 #[test]
 fn every_case_of_the_corpus_holds_on_the_host() {
@@ -52,4 +53,52 @@ fn a_repeated_syn_visits_everyone() {
         let mut machine = Machine::host(&world);
         services.iter().for_each(|service| many::everyone_is_visited(&mut machine, &world, service));
     }
+}
+
+#[test]
+fn without_a_daemon_for_too_long_nothing_is_forwarded_and_nothing_is_touched() {
+    use Reason::{
+        EchoAnswered, ErrorToBackend, ErrorToClient, ToBackend, ToBackendByKernel, ToClient, ToClientByKernel,
+    };
+    const FORWARDED: [Reason; 7] = [
+        ToBackend,
+        ToClient,
+        ToBackendByKernel,
+        ToClientByKernel,
+        EchoAnswered,
+        ErrorToBackend,
+        ErrorToClient,
+    ];
+    let end = |outcome: &Outcome| outcome.counters.keys().copied().find(|r| r.kind() != Kind::Note);
+    let (mut forwarded, mut dropped) = (0, 0);
+    for Chapter { world, cases } in &cases::load() {
+        // With what is remembered of next hops, which is good for a tick, and without.
+        for route_epoch in [1, 0] {
+            let [mut alive, mut alone] = [(); 2].map(|()| Machine::host_in_epoch(world, route_epoch));
+            for case in cases {
+                let before = case.run(&mut alive, world).unwrap_or_else(|e| panic!("{}: {e}", case.label));
+                case.prepare(&mut alone, world).unwrap_or_else(|e| panic!("{}: {e}", case.label));
+                let maps = alone.dataplane.maps_mut();
+                maps.abandoned = true;
+                maps.now = maps.now.wrapping_add(1);
+                let (ingress, frame) = case.arrives(world);
+                let after = alone.run(ingress, frame);
+                let maps = alone.dataplane.maps_mut();
+                maps.abandoned = false;
+                maps.now = maps.now.wrapping_sub(1);
+                let is_forwarded =
+                    |reason: Option<Reason>| reason.is_some_and(|one| FORWARDED.contains(&one));
+                let (before, now) = (end(&before), end(&after));
+                assert!(!is_forwarded(now), "{}: {now:?}", case.label);
+                forwarded += usize::from(is_forwarded(before));
+                if now == Some(Reason::NoDaemon) {
+                    dropped += 1;
+                    assert_eq!(after.ran.action, Action::Drop, "{}", case.label);
+                    assert!(after.ran.frame == frame, "{}: the frame was changed", case.label);
+                }
+            }
+        }
+    }
+    println!("{dropped} dropped, {forwarded} are forwarded while a daemon is alive");
+    assert!(forwarded > 100 && dropped * 10 > forwarded * 9, "{dropped} dropped, {forwarded} forwarded");
 }

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use lb_common::abi::{Be16, Side};
+use lb_userspace::dataplane::Capacity;
 use lb_userspace::dataplane::kernel::load::{Geometry, load};
 use lb_userspace::dataplane::kernel::pins::Pins;
-use lb_userspace::dataplane::{Capacity, Maps as _};
+use lb_userspace::dataplane::snapshot::Readable as _;
 
 /// Pins that do not outlive the test, however it ends.
 struct Removed(PathBuf);

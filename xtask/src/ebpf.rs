@@ -15,6 +15,8 @@ use crate::setup::Bpf;
 use crate::workspace::Workspace;
 
 const PACKAGE: &str = "lb-ebpf";
+/// The feature of the crates that changes the layout of the maps.
+pub const NEXT_LAYOUT: &str = "next-layout";
 const TARGET: &str = "bpfel-unknown-none";
 const PROFILE: &str = "bpf";
 /// Separates flags in `CARGO_ENCODED_RUSTFLAGS`, so that a path may contain spaces.
@@ -26,6 +28,8 @@ pub enum Variant {
     Plain,
     /// Not the product: what `cargo xtask bench` measures it against.
     Floors,
+    /// Not the product: with another layout of the maps, for the tests of moving flows between two.
+    NextLayout,
 }
 
 impl Variant {
@@ -33,14 +37,23 @@ impl Variant {
         workspace.objects().join(match self {
             Self::Plain => "matapa-xdp.o",
             Self::Floors => "matapa-floors.o",
+            Self::NextLayout => "matapa-next-layout.o",
         })
     }
 
     /// As cargo calls the program.
     const fn binary(self) -> &'static str {
         match self {
-            Self::Plain => "matapa-xdp",
+            Self::Plain | Self::NextLayout => "matapa-xdp",
             Self::Floors => "matapa-floors",
+        }
+    }
+
+    /// Of the crate.
+    const fn features(self) -> &'static [&'static str] {
+        match self {
+            Self::Plain | Self::Floors => &[],
+            Self::NextLayout => &["--features", NEXT_LAYOUT],
         }
     }
 }
@@ -50,6 +63,7 @@ pub fn build(workspace: &Workspace, bpf: &Bpf, variant: Variant) -> Result<PathB
     let start = Instant::now();
     let mut command = cargo(workspace, bpf, &bpf.toolchain.cargo);
     command.arg("build").args(arguments(workspace)).args(["--bin", variant.binary()]);
+    command.args(variant.features());
     let status = command.status().context("cannot run the BPF toolchain's cargo")?;
     if !status.success() {
         bail!("the XDP program does not build (see above)");

@@ -21,8 +21,9 @@ const USUAL_CASES: u64 = 256;
 const PACKETS_VARIABLE: &str = "MATAPA_PACKETS_FACTOR";
 
 /// Tests whose long form differs from the short one, by what their names begin with.
-const IN_NAMESPACES: [&str; 8] = [
+const IN_NAMESPACES: [&str; 9] = [
     "carp::",
+    "churn::",
     "sync::",
     "transfers::",
     "takeover::",

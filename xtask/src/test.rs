@@ -21,6 +21,8 @@ use crate::workspace::Workspace;
 pub const ROOT_PACKAGES: [&str; 3] = ["lb-userspace", "lb-lab", "lb-bench"];
 /// Tells tests which binary to run.
 pub const BINARY_VARIABLE: &str = "MATAPA_BIN";
+/// Tells tests of a binary with another layout of the maps.
+const NEXT_VARIABLE: &str = "MATAPA_NEXT_BIN";
 /// Tells tests where the checkout is.
 pub const ROOT_VARIABLE: &str = "MATAPA_ROOT";
 
@@ -96,6 +98,10 @@ fn build_stages(workspace: &Workspace, lab: bool, bpf: Option<&Bpf>, report: &mu
         binary = Some(built).filter(|_| good);
         Ok(())
     });
+    report.check("build of a binary with another layout of the maps", || {
+        let bpf = bpf.context("not run: there is no toolchain for its XDP program")?;
+        build::next_layout(workspace, bpf).map(drop)
+    });
     binary
 }
 
@@ -123,6 +129,7 @@ pub fn cargo_test(workspace: &Workspace, binary: Option<&Path>) -> Command {
     cargo
         .args(["test", "--no-fail-fast"])
         .env(ROOT_VARIABLE, &workspace.root)
+        .env(NEXT_VARIABLE, build::next_layout_path(workspace))
         .env(FLOORS_VARIABLE, Variant::Floors.object(workspace));
     match binary {
         Some(binary) => cargo.env(BINARY_VARIABLE, binary),

@@ -97,9 +97,12 @@ pub struct Backend {
     /// Number of the server within its service, the same behind each of the service's listeners.
     pub server: u32,
     /// For `gue`: the UDP port that the backend listens on.
+    #[cfg(not(feature = "next-layout"))]
     pub outer_port: Be16,
     /// One more than the weight that was set by hand; 0 without one. Not read by the program.
     pub weight_by_hand: u16,
+    #[cfg(feature = "next-layout")]
+    pub outer_port: Be16,
     /// The listener's VIP, with [`BackendFlags::SHORT`]; IPv4 as mapped address.
     pub vip: [u8; 16],
     /// The listener's port.

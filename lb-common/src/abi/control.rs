@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::hash::HashKey;
 
-/// Written by the daemon that creates the maps, and its heartbeat by each.
+/// Written by the daemon that creates the maps, and the last word by each.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Control {
@@ -14,6 +14,7 @@ pub struct Control {
     pub flow_lines: u32,
     /// The key of every flow's hash. Never changes during the life of the maps.
     pub hash_key: HashKey,
-    /// Nanoseconds on the monotonic clock at which a daemon was last alive.
-    pub heartbeat: u64,
+    /// Nanoseconds on the monotonic clock up to which packets are forwarded, unless a daemon that is alive says another
+    /// time; 0: for ever.
+    pub forward_until: u64,
 }

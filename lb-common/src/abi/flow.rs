@@ -160,9 +160,12 @@ pub struct FlowTuple {
     pub client: [u8; 16],
     pub client_port: Be16,
     pub vip_port: Be16,
+    #[cfg(not(feature = "next-layout"))]
     pub listener: u32,
     /// The place of the entry for the other direction, and one; 0 for none.
     pub partner: u32,
+    #[cfg(feature = "next-layout")]
+    pub listener: u32,
     /// With `snat`, what stands for the client's port, and the index in `SNAT_ADDRESSES` of what stands for its address.
     pub snat_port: Be16,
     pub snat_index: u16,

@@ -1,7 +1,8 @@
 //! The layout of the maps: what the daemon writes and the program reads, and the other way round.
 //!
 //! Any change to a type in here changes [`ABI_VERSION`], which is stored in the pinned maps: a daemon never adopts
-//! maps of another version.
+//! maps of another version. It moves what is in older ones to maps of its own, as far as it can read them: the daemon's
+//! `dataplane::kernel::layout` has how, and gets the layout that a change leaves behind.
 
 pub mod backend;
 pub mod control;
@@ -31,7 +32,8 @@ pub use settings::{Features, Settings};
 pub use stats::BackendStats;
 
 /// Version of everything in this module.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-layout") { THIS_VERSION + 1 } else { THIS_VERSION };
+const THIS_VERSION: u32 = 4;
 
 /// Names of the maps, as in the object file and in the pin directory.
 pub mod map {
@@ -121,4 +123,4 @@ pub const SNAT_ADDRESSES: u32 = 256;
 pub const PORTS: u32 = 1024;
 
 /// Bytes of a name in `LISTENER_NAMES` and `BACKEND_NAMES`, filled up with zeros.
-pub const NAME_LEN: usize = 64;
+pub const NAME_LEN: usize = if cfg!(feature = "next-layout") { 96 } else { 64 };

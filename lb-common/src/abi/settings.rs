@@ -12,6 +12,8 @@ impl Features {
     pub const RANGES: Self = Self(1);
     /// A listener is for what is neither TCP nor UDP.
     pub const ANY_PROTOCOL: Self = Self(2);
+    /// Flows are coming over from another table: that a reply has none here says nothing about whose it is.
+    pub const MOVING: Self = Self(4);
 
     #[inline(always)]
     pub const fn has(self, other: Self) -> bool {

@@ -3,7 +3,7 @@
 use super::work::{self, Work};
 use crate::abi::hop::CLIENT_HOPS;
 use crate::abi::{ClientHop, NextHop};
-use crate::env::{Env, Query, Reach, Step};
+use crate::env::{Env, Query, Reach, Route, Step};
 use crate::packet::head::{Address, Head};
 use crate::verdict::{Reason, Verdict};
 
@@ -82,13 +82,14 @@ pub(super) fn ingress<E: Env>(env: &E, work: &Work) -> u32 {
     if work.pending & work::TAGS != 0 { work.ingress } else { env.ingress() }
 }
 
-/// Asks the routing table what `work.query` says. The answer is in `work.hop`, or its MTU in `work.mtu`.
+/// Asks the routing table what `work.query` says, unless no daemon has been alive for too long. That nothing is forwarded
+/// then costs packets nothing before: what is remembered of next hops is good for a tick at most, and then they come here. The answer is in `work.hop`, or its MTU in `work.mtu`.
 #[inline(never)]
 fn look_up<E: Env>(env: &E, work: &mut Work) -> Reach {
     // Before the question: what changes meanwhile makes the answer stale.
     let epoch = env.route_epoch();
     work.query.ingress = ingress(env, work);
-    let route = env.route(&work.query);
+    let route = if env.is_abandoned() { Route::none(Reach::Abandoned) } else { env.route(&work.query) };
     work.mtu = u32::from(route.mtu);
     let mut reach = route.reach;
     let mut device = route.ifindex;

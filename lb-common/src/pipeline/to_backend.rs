@@ -115,6 +115,7 @@ pub(super) const fn no_way(reach: Reach) -> Verdict {
     match reach {
         Reach::ForwardingDisabled => Reason::ForwardingDisabled.drop(),
         Reach::Unsupported => Reason::UnusableRoute.drop(),
+        Reach::Abandoned => Reason::NoDaemon.drop(),
         _ => Reason::NoRoute.drop(),
     }
 }

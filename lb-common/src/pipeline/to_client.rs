@@ -5,13 +5,14 @@
 //!
 //! A reply without a flow answers a host that spoke to the backend's own address: a client's first packet leaves a
 //! record unless its line is full, so where there is room, no record means no client of ours. TCP is judged at the
-//! backend's SYN-ACK and the judgement is recorded: a record that is lost later must not break a connection.
+//! backend's SYN-ACK and the judgement is recorded: a record that is lost later must not break a connection. While flows
+//! come over from another table nobody is judged: the record may not have come yet.
 
 use super::transport::{self, Is, Ports, Transport};
 use super::work::Work;
 use super::{Stage, hop, refuse};
 use crate::abi::flow::{FlowState, FlowTuple, FlowWord, WAYS};
-use crate::abi::{Backend, BackendFlags, Be16, Family, Listener, ListenerFlags, Mode};
+use crate::abi::{Backend, BackendFlags, Be16, Family, Features, Listener, ListenerFlags, Mode};
 use crate::env::{Env, Line, Reach, Step};
 use crate::flow;
 use crate::packet::Packet;
@@ -134,6 +135,7 @@ pub(super) fn reply<I: Head, P: Packet, E: Env, const KIND: u8>(
         Reach::NotForwarded => return Reason::ReplyToGateway.pass(),
         // Whoever is no client of ours may be reached in ways that only the kernel knows.
         _ if !known => return Reason::ReplyNotOurs.pass(),
+        Reach::Abandoned => return Reason::NoDaemon.drop(),
         Reach::Refused => return Reason::NoRoute.drop(),
         Reach::ForwardingDisabled => return Reason::ForwardingDisabled.drop(),
         Reach::Unsupported => return Reason::UnusableRoute.drop(),
@@ -158,7 +160,7 @@ pub(super) fn reply<I: Head, P: Packet, E: Env, const KIND: u8>(
         }
     } else {
         match tcp {
-            Some(flags) if flags.answers() => {
+            Some(flags) if flags.answers() && !env.features().has(Features::MOVING) => {
                 let new = FlowWord::new(hash.fingerprint(), backend_id, FlowState::Direct, env.now());
                 let recorded = flow::record(env, line, new);
                 if recorded.way < WAYS {
@@ -177,7 +179,9 @@ pub(super) fn reply<I: Head, P: Packet, E: Env, const KIND: u8>(
                 }
             }
             Some(_) => {}
-            None if flow::has_room(line) => return Reason::ReplyNotOurs.pass(),
+            None if flow::has_room(line) && !env.features().has(Features::MOVING) => {
+                return Reason::ReplyNotOurs.pass();
+            }
             None => {}
         }
     }

@@ -78,6 +78,11 @@ impl Matapa {
         self
     }
 
+    /// Another binary, from the next start on.
+    pub fn set_binary(&mut self, path: &Path) {
+        path.clone_into(&mut self.binary);
+    }
+
     /// Replaces the configuration file; [`Matapa::reload`] applies it.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lb_lab::traffic::udp::{Datagrams, UdpEcho, UdpStream};
 use lb_lab::traffic::{Dialect, EchoServer, Flows};
@@ -179,5 +179,50 @@ fn interfaces_that_are_made_anew_get_the_program_again() {
     assert_prompt(&rig.connect_echo());
     rig.matapa.check_running().unwrap();
     drop(echo);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn without_a_daemon_it_forwards_as_long_as_the_file_says() {
+    let config = format!("forward_without_daemon = \"5s\"\n{}", echo_config(TCP_CHECK));
+    let (mut rig, echo) = Rig::echo(&config);
+    let flows = Flows::open(rig.client(), vips(ECHO), 20, Dialect::Echo, Duration::from_millis(50)).unwrap();
+    // Longer than that with a daemon.
+    pause(6000);
+    let counted = |rig: &Rig| rig.matapa.counters().unwrap().counters["no_daemon"].value;
+    assert_eq!(counted(&rig), 0);
+    rig.matapa.kill().unwrap();
+    let killed = Instant::now();
+    // The last word may be a second old.
+    let prober = rig.prober();
+    pause(3500);
+    assert_prompt(&prober.finish().unwrap());
+    pause(7500_u64.saturating_sub(killed.elapsed().as_millis() as u64));
+    let attempts = rig.connect_echo();
+    assert!(attempts.iter().all(|attempt| attempt.result.is_err()), "still forwarded: {attempts:?}");
+    let before = flows.snapshot();
+    pause(500);
+    let silent = before.iter().zip(flows.snapshot()).all(|(old, new)| old.exchanges == new.exchanges);
+    assert!(silent, "known flows are still forwarded");
+
+    rig.matapa.start().unwrap_or_else(|error| panic!("{error:#}\n{}", rig.matapa.log()));
+    rig.matapa.wait_healthy(Duration::from_secs(5)).unwrap();
+    assert_prompt(&rig.connect_echo());
+    assert!(counted(&rig) > 20, "{}", counted(&rig));
+    wait_until("the connections to go on", Duration::from_secs(10), || {
+        let now = flows.snapshot();
+        let all = before.iter().zip(&now).all(|(old, new)| new.alive() && new.exchanges > old.exchanges);
+        Ok(all.then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {:?}", flows.snapshot()));
+    // For ever, from a reload on.
+    rig.matapa.write_config(&echo_config(TCP_CHECK)).unwrap();
+    rig.matapa.reload().unwrap();
+    rig.matapa.kill().unwrap();
+    pause(7000);
+    assert_prompt(&rig.connect_echo());
+    rig.matapa.start().unwrap();
+    drop((flows, echo));
     rig.finish();
 }

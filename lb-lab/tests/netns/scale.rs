@@ -22,6 +22,10 @@ pub struct Scale {
     pub held: usize,
     /// Connections made while a server is dead.
     pub attempts: usize,
+    /// Connections held while operations are done to others.
+    pub churn_connections: usize,
+    /// How many operations.
+    pub operations: usize,
     /// Damaged packets.
     pub packets: usize,
     /// Transitions of servers' health that are timed.
@@ -36,6 +40,8 @@ const SHORT: Scale = Scale {
     every_change: false,
     held: 40,
     attempts: 1000,
+    churn_connections: 200,
+    operations: 25,
     packets: 400,
     transitions: 5,
 };
@@ -48,6 +54,8 @@ const LONG: Scale = Scale {
     every_change: true,
     held: 200,
     attempts: 10_000,
+    churn_connections: 500,
+    operations: 100,
     packets: 20_000,
     transitions: 20,
 };

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::diagnostics::{At, Errors};
 use super::known_keys::nearest;
@@ -18,6 +19,7 @@ use super::{
 pub(super) struct Parts {
     pub(super) interfaces: Vec<String>,
     pub(super) xdp_mode: XdpMode,
+    pub(super) forward_without_daemon: Option<Duration>,
     pub(super) control: Control,
     pub(super) flows: Flows,
     pub(super) tunnel: Tunnel,
@@ -351,6 +353,7 @@ fn build(parts: Parts, resolved: Vec<Option<usize>>, backups: Vec<Option<usize>>
     Some(Config {
         interfaces: parts.interfaces,
         xdp_mode: parts.xdp_mode,
+        forward_without_daemon: parts.forward_without_daemon,
         control: parts.control,
         flows: parts.flows,
         tunnel: parts.tunnel,

@@ -76,6 +76,7 @@ fn general(old: &Config, new: &Config) -> Vec<Difference> {
         [
             ("interfaces", Some(config.interfaces.join(", "))),
             ("xdp_mode", Some(config.xdp_mode.to_string())),
+            ("forward_without_daemon", config.forward_without_daemon.map(show_duration)),
             ("flows", Some(flows.trim_end().to_owned())),
             ("tunnel", Some(tunnel)),
             ("resolver", Some(resolver.trim_end().to_owned())),

@@ -34,6 +34,9 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
         config.interfaces.join(", "),
         config.xdp_mode
     )?;
+    if let Some(time) = config.forward_without_daemon {
+        writeln!(out, "without a daemon, packets are forwarded for {}", show_duration(time))?;
+    }
     let metrics = match config.control.metrics {
         Some(address) => format!("metrics on http://{address}/metrics"),
         None => "no metrics".to_owned(),

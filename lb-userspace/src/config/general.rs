@@ -24,6 +24,10 @@ const LONGEST_INTERFACE: usize = 15;
 const FLOW_CAPACITIES: RangeInclusive<u32> = 1024..=64 << 20;
 /// The table's clock has ticks of about a second, and wraps after 18 hours.
 const FLOW_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(12 * 3600);
+/// The daemon says once a second that it is alive, and may be busy for a while; a restart takes a second or two.
+const WITHOUT_DAEMON: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(7 * 24 * 3600);
+/// Instead of a duration.
+pub(super) const FOREVER: &str = "forever";
 /// Shorter prefixes would take in addresses that are somebody else's.
 const SOURCE4_LENGTHS: RangeInclusive<u8> = 8..=32;
 const SOURCE6_LENGTHS: RangeInclusive<u8> = 16..=128;
@@ -69,6 +73,12 @@ pub(super) fn read_xdp_mode(errors: &mut Errors, entry: Entry<'_>) -> XdpMode {
         Some("generic") => XdpMode::Generic,
         _ => XdpMode::Auto,
     }
+}
+
+/// `forward_without_daemon`
+pub(super) fn read_forward_without_daemon(errors: &mut Errors, entry: Entry<'_>) -> Option<Duration> {
+    let is_forever = entry.value.get_ref().as_str() == Some(FOREVER);
+    if is_forever { None } else { Some(values::duration(errors, entry, &WITHOUT_DAEMON)?.value) }
 }
 
 /// `[control]`, which may be absent.

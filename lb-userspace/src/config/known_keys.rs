@@ -109,6 +109,7 @@ use Support::{Later, Now};
 const WORDS: &[(Place, &str, Support)] = &[
     (Top, "interfaces", Now),
     (Top, "xdp_mode", Now),
+    (Top, "forward_without_daemon", Now),
     (Top, "control", Now),
     (Top, "flows", Now),
     (Top, "tunnel", Now),

@@ -117,6 +117,9 @@ fn read(errors: &mut Errors, document: &DeTable<'_>) -> Parts {
     };
     let xdp_mode =
         known.get("xdp_mode").map(|entry| general::read_xdp_mode(errors, entry)).unwrap_or_default();
+    let forward_without_daemon = known
+        .get("forward_without_daemon")
+        .and_then(|entry| general::read_forward_without_daemon(errors, entry));
     let control = general::read_control(errors, known.get("control"));
     let flows = general::read_flows(errors, known.get("flows"));
     let tunnel = general::read_tunnel(errors, known.get("tunnel"));
@@ -154,6 +157,7 @@ fn read(errors: &mut Errors, document: &DeTable<'_>) -> Parts {
     Parts {
         interfaces,
         xdp_mode,
+        forward_without_daemon,
         control,
         flows,
         tunnel,

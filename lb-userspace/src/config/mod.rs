@@ -53,6 +53,8 @@ pub struct Config {
     /// Interfaces the XDP program is attached to, in the order of the file.
     pub interfaces: Vec<String>,
     pub xdp_mode: XdpMode,
+    /// How long packets are forwarded while no daemon is alive; `None`: for ever.
+    pub forward_without_daemon: Option<Duration>,
     pub control: Control,
     pub flows: Flows,
     pub tunnel: Tunnel,

@@ -9,7 +9,7 @@ use super::status::{self, Sources};
 use super::task::Control;
 use crate::api::types::{Checks, CounterValue, Counters, Flows};
 use crate::carp;
-use crate::dataplane::Maps as _;
+use crate::dataplane::snapshot::Readable as _;
 use crate::net::held::Counts;
 
 impl Control {

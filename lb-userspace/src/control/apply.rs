@@ -13,17 +13,19 @@ use crate::api::types::{EventKind, ReloadOutcome};
 use crate::carp;
 use crate::config::{self, Config, Forward};
 use crate::daemon::host;
+use crate::dataplane::Dataplane;
 use crate::dataplane::desired::desired;
 use crate::dataplane::image::Image;
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach;
+use crate::dataplane::kernel::moving::Move;
 use crate::dataplane::plan::plan;
-use crate::dataplane::{Dataplane, Maps as _};
+use crate::dataplane::snapshot::Readable as _;
 use crate::hosts::answers::Answers;
 use crate::hosts::expand::{LeftOut, expand};
 
-pub(super) const CAPACITY_STAYS: &str = "flows.capacity is used when the flow table is made, and this one goes on as it \
-    is; run `matapa detach` and start the daemon again to change it (this interrupts forwarding)";
+pub(super) const CAPACITY_STAYS: &str = "flows.capacity is used when the daemon starts, and the flow table goes on as it \
+    is; restart the daemon to change it: connections move to the new table, and forwarding goes on";
 
 /// What a reload needs, ready to be used.
 pub(super) struct Prepared {
@@ -102,6 +104,7 @@ impl Control {
         self.hosts.answers = answers;
         self.tell_left_out(left_out);
         self.ask_hosts();
+        self.tell_alive();
         self.tell_pools();
         self.change_sync(sync);
         self.meet_neighbours();
@@ -160,11 +163,35 @@ impl Control {
     ///
     /// # Errors
     /// When a map or an interface refuses: then the daemon does not start.
-    pub fn begin(&mut self, adopted: bool, interfaces: &[(String, u32)]) -> anyhow::Result<()> {
+    pub fn begin(
+        &mut self,
+        adopted: bool,
+        moving: Option<Move>,
+        interfaces: &[(String, u32)],
+    ) -> anyhow::Result<()> {
         self.state.settle(&self.config, self.dataplane.image(), Instant::now());
         let steps = bring(&mut self.dataplane, &self.config, &self.state, &self.sync)?;
         self.meet_neighbours();
-        self.attached = self.dataplane.maps_mut().attach(&self.pins, interfaces, self.config.xdp_mode)?;
+        // An earlier daemon's last word may be out of date.
+        self.tell_alive();
+        let (pins, mode) = (&self.pins, self.config.xdp_mode);
+        let attach = |kernel: &mut Kernel| kernel.attach(pins, interfaces, mode);
+        self.attached = match moving {
+            Some(moving) => {
+                let image = self.dataplane.image().clone();
+                let (attached, carried) =
+                    moving.switch(self.dataplane.maps_mut(), &image, &self.config.flows, pins, attach)?;
+                info!(
+                    "new maps are in use; {} flows came over, of which {} changed and {} ended meanwhile",
+                    carried.flows, carried.changed, carried.gone
+                );
+                if let Some(losses) = carried.losses() {
+                    warn!("not carried over to the new maps: {losses}");
+                }
+                attached
+            }
+            None => attach(self.dataplane.maps_mut())?,
+        };
         if adopted {
             let clock = self.clock()?;
             self.swept = self.sweep(clock);

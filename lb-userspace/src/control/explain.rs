@@ -19,10 +19,10 @@ use crate::api::explain::{
     Explanation, Mac, Question, Reached, flag_names, protocol_name,
 };
 use crate::config::Forward;
-use crate::dataplane::Maps as _;
 use crate::dataplane::flows::Clock;
 use crate::dataplane::image::{Id, Image, address_bytes};
 use crate::dataplane::kernel::explain::{Explainer, Outcome};
+use crate::dataplane::snapshot::Readable as _;
 use crate::net::packet;
 
 /// What explains is kept for so long after the last question.
@@ -371,7 +371,8 @@ fn next_hop(reach: u32, ifindex: u32, outcome: &Outcome) -> Option<ExplainedHop>
         Reach::NotForwarded => Reached::NotForwarded,
         Reach::Refused => Reached::Refused,
         Reach::ForwardingDisabled => Reached::ForwardingDisabled,
-        Reach::Unsupported => Reached::Unsupported,
+        // A daemon is alive that asks.
+        Reach::Unsupported | Reach::Abandoned => Reached::Unsupported,
     };
     let known = reach == Reach::Known;
     let sent = known

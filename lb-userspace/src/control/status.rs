@@ -14,12 +14,13 @@ use crate::api::types::{
     InterfaceStatus, ServiceState, ServiceStatus, Status,
 };
 use crate::config::{Backend, Config, Host, Member, Pool, Role, Service};
+use crate::dataplane::Dataplane;
 use crate::dataplane::desired::Verdicts as _;
 use crate::dataplane::flows::{Clock, Flow};
 use crate::dataplane::image::{Id, Image, address_from, server_port, serves};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach::Attached;
-use crate::dataplane::{Dataplane, Maps as _};
+use crate::dataplane::snapshot::Readable as _;
 use crate::health::{CheckError, Health};
 use crate::hosts::answers::Answers;
 

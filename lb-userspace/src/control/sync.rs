@@ -12,10 +12,11 @@ use crate::api::types::EventKind;
 use crate::carp::demotion::Owner;
 use crate::carp::task::Command;
 use crate::config::{Config, Flows};
+use crate::dataplane::Dataplane;
 use crate::dataplane::image::Id;
 use crate::dataplane::kernel::{FlowMaps, Kernel};
 use crate::dataplane::plan::Op;
-use crate::dataplane::{Dataplane, Maps as _};
+use crate::dataplane::snapshot::Readable as _;
 use crate::sync::directory::Directory;
 use crate::sync::task::{self, Change, Plan, SharedClock, SharedDirectory, SharedFlows, Sync};
 

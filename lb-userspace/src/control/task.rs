@@ -24,12 +24,13 @@ use crate::api::types::{Event, EventKind, ServiceState};
 use crate::carp::task::Carp;
 use crate::config::{Config, Member, Role};
 use crate::daemon::systemd;
+use crate::dataplane::Dataplane;
 use crate::dataplane::flows::{Clock, Flow, Swept};
 use crate::dataplane::image::{Id, Server, server_port};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach::Attached;
 use crate::dataplane::kernel::pins::Pins;
-use crate::dataplane::{Dataplane, Maps};
+use crate::dataplane::snapshot::Readable as _;
 use crate::health::{CheckError, Report, Runner, Target};
 use crate::net::neighbours::Neighbours;
 use crate::net::ports::Interfaces;
@@ -291,7 +292,7 @@ impl Control {
 
     fn tick(&mut self) {
         systemd::alive();
-        self.dataplane.maps().heartbeat(monotonic_nanoseconds());
+        self.tell_alive();
         if self.behind || self.state.choices.is_due(Instant::now()) {
             let services = self.service_states();
             self.converge();
@@ -312,6 +313,15 @@ impl Control {
         self.ask_hosts();
         self.explaining.rest();
         self.refresh_names();
+    }
+
+    /// Says in the maps how long packets are forwarded from now on if no more is heard.
+    pub(super) fn tell_alive(&self) {
+        let until = self.config.forward_without_daemon.map_or(0, |time| {
+            let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            monotonic_nanoseconds().saturating_add(nanoseconds)
+        });
+        self.dataplane.maps().forward_until(until);
     }
 
     /// Ages and counts the flows.

@@ -28,7 +28,7 @@ use crate::dataplane::kernel::Logger;
 use crate::dataplane::kernel::attach;
 use crate::dataplane::kernel::load::{self, Geometry, Loaded};
 use crate::dataplane::kernel::pins::{self, Pins};
-use crate::dataplane::{Capacity, Dataplane, Maps as _, snapshot};
+use crate::dataplane::{Capacity, Dataplane, snapshot};
 use crate::health;
 use crate::net::neighbours::Neighbours;
 use crate::net::ports::Interfaces;
@@ -88,7 +88,7 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
     // that has nothing to forward; and its peers do not wait until this one's program is verified.
     let forwards = config.services.is_empty() || pins.links().is_ok_and(|links| !links.is_empty());
     let early = if forwards { Some(carp::task::start(vhids.clone())?) } else { None };
-    let Loaded { mut kernel, image, adopted } =
+    let Loaded { mut kernel, image, adopted, moving } =
         match load::load(&pins, geometry(&config), seed, options.trace_packets) {
             Ok(loaded) => loaded,
             Err(error) => {
@@ -106,14 +106,6 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
     let held = HeldFragments::over(ring)?;
     if adopted {
         snapshot::remove_rest(&mut kernel, &image)?;
-        let wanted = u64::from(flow_lines(&config)) * WAYS as u64;
-        let found = kernel.flows().capacity();
-        if found != wanted {
-            warn!(
-                "the flow table in use has room for {found} flows, and flows.capacity asks for {wanted}; run `matapa \
-                 detach` and start the daemon again to change it (this interrupts forwarding)"
-            );
-        }
     }
     let epoch = kernel.route_epoch();
     let (interfaces_to, known) = tokio::sync::watch::channel(Interfaces::default());
@@ -151,7 +143,7 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         neighbours: Neighbours::default(),
         sync: FlowSync::default(),
     };
-    let begun = control.begin_sync(sync).and_then(|()| control.begin(adopted, &interfaces));
+    let begun = control.begin_sync(sync).and_then(|()| control.begin(adopted, moving, &interfaces));
     if let Err(error) = begun {
         control.carp.stop().await;
         // Also of an earlier start that ended before it attached anything.
@@ -209,7 +201,9 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
     if let Some(follower) = follower {
         report_end("task that follows routes", follower.await.map(Ok));
     }
-    info!("stopped; forwarding goes on as it is until `matapa detach`");
+    info!(
+        "stopped; forwarding goes on as it is until `matapa detach`, or as long as forward_without_daemon says"
+    );
     Ok(())
 }
 

@@ -24,8 +24,8 @@ use snat::SnatPlaces;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     #[error(
-        "{wanted} {what} are configured, but the maps in use were made for {capacity}; run `matapa detach` and start \
-         the daemon again to make them larger (this interrupts forwarding)"
+        "{wanted} {what} are configured, but the maps in use were made for {capacity}; restart the daemon to move to \
+         larger ones (forwarding goes on)"
     )]
     TooMany { what: &'static str, wanted: usize, capacity: u32 },
     #[error(

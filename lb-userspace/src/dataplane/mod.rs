@@ -20,13 +20,12 @@ pub(crate) mod worlds;
 use std::time::Instant;
 
 use lb_common::abi::{Backend, Features, Listener, SiblingKey, TableRef};
-use lb_common::hash::HashKey;
 
-use endpoints::{Endpoint, EndpointTable, NoPlace};
-use flows::FlowTable;
+use endpoints::{Endpoint, NoPlace};
 use image::{Id, Image, Table, TunnelSources, address_bytes};
-use plan::{Op, advance};
+use plan::{Op, advance, plan};
 use regions::Regions;
+use snapshot::Readable;
 
 /// Why a step could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -66,19 +65,12 @@ impl Capacity {
 }
 
 /// The maps themselves: single writes, each of which is complete for a packet that comes in the middle.
-pub trait Maps {
-    fn capacity(&self) -> Capacity;
-
-    /// The key of the flows' hash.
-    fn hash_key(&self) -> HashKey;
-
-    fn endpoints(&self) -> EndpointTable<'_>;
+pub trait Maps: Readable {
     fn write_features(&mut self, features: Features);
     fn write_tunnel(&mut self, tunnel: &TunnelSources);
     fn write_snat_address(&mut self, index: u8, address: [u8; 16]);
     fn write_listener(&mut self, id: Id, record: &Listener, service: &str);
     fn write_table_ref(&mut self, id: Id, table: TableRef);
-    fn table_ref(&self, id: Id) -> TableRef;
     fn write_backend(&mut self, id: Id, record: &Backend, name: &str);
 
     /// # Errors
@@ -90,7 +82,6 @@ pub trait Maps {
     fn remove_sibling(&mut self, key: SiblingKey) -> Result<(), ApplyError>;
 
     fn write_slots(&mut self, offset: u32, slots: &[Id]);
-    fn flows(&self) -> FlowTable<'_>;
 }
 
 /// Maps and what they hold.
@@ -115,6 +106,26 @@ impl<M: Maps> Dataplane<M> {
         Self { maps, image, regions }
     }
 
+    /// Over new maps, which hold nothing, and get what `image` says others hold, under the same numbers. Tables that were
+    /// left half changed stay empty, to be built anew.
+    ///
+    /// # Errors
+    /// As of [`Self::apply`].
+    pub fn filled(maps: M, image: &Image) -> Result<Self, ApplyError> {
+        let mut image = image.clone();
+        for listener in image.listeners.values_mut() {
+            if !listener.table.members.keys().all(|id| image.backends.contains_key(id)) {
+                listener.table.members.clear();
+            }
+        }
+        let empty = Image { pace: maps.pace(), ..Image::default() };
+        let mut dataplane = Self::over(maps, empty);
+        for step in plan(dataplane.image(), &image) {
+            dataplane.apply(&step)?;
+        }
+        Ok(dataplane)
+    }
+
     pub fn maps(&self) -> &M {
         &self.maps
     }
@@ -122,6 +133,11 @@ impl<M: Maps> Dataplane<M> {
     /// For what changes more than maps, such as running the program.
     pub fn maps_mut(&mut self) -> &mut M {
         &mut self.maps
+    }
+
+    /// The maps, and what they hold now.
+    pub fn into_parts(self) -> (M, Image) {
+        (self.maps, self.image)
     }
 
     /// What the maps hold now.

@@ -1,7 +1,7 @@
 //! The steps from one image to another, in an order in which no packet sees a hole.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lb_common::abi::{BackendFlags, Features, SiblingKey, Side};
@@ -67,6 +67,8 @@ pub fn plan(actual: &Image, desired: &Image) -> Vec<Op> {
         removed_endpoints(actual, desired, Side::Vip),
         removed_listeners(actual, desired),
         removed_endpoints(actual, desired, Side::Backend),
+        loose_ends(actual, desired, Side::Vip),
+        loose_ends(actual, desired, Side::Backend),
         removed_siblings(actual, desired),
         removed_backends(actual, desired),
         features(actual, desired),
@@ -196,6 +198,19 @@ fn links(actual: &Image, desired: &Image, side: Side) -> Vec<Op> {
         }
     }
     ops
+}
+
+/// What stays but is in no chain leads to nothing. Only a plan of which a part was carried out leaves it so that there is
+/// something to do.
+fn loose_ends(actual: &Image, desired: &Image, side: Side) -> Vec<Op> {
+    let chained = desired.endpoints.keys().filter(|endpoint| endpoint.side == side && endpoint.is_chained());
+    let chained: BTreeSet<Id> = chained.flat_map(|endpoint| desired.chain(endpoint)).collect();
+    let all: Vec<Id> = match side {
+        Side::Vip => desired.listeners.keys().copied().collect(),
+        Side::Backend => desired.backends.keys().copied().collect(),
+    };
+    let loose = all.into_iter().filter(|id| !chained.contains(id));
+    loose.filter_map(|id| link(actual, desired, side, id)).collect()
 }
 
 fn link(actual: &Image, desired: &Image, side: Side, id: Id) -> Option<Op> {

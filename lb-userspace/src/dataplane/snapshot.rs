@@ -8,21 +8,33 @@ use lb_common::abi::net::Protocol as Wire;
 use lb_common::abi::{
     Backend, BackendFlags, Listener, ListenerFlags, SchedulerCode, Settings, SiblingKey, TableRef,
 };
+use lb_common::hash::HashKey;
 use lb_common::maglev;
 use log::warn;
 
-use super::endpoints::Endpoint;
+use super::endpoints::{Endpoint, EndpointTable};
+use super::flows::FlowTable;
 use super::image::{
     BackendEntry, ByHand, Id, Image, ListenerEntry, Pace, Server, SnatRange, Table, TableKind, TunnelSources,
     address_from,
 };
-use super::{ApplyError, Maps};
+use super::{ApplyError, Capacity, Maps};
 use crate::api::types::AdminState;
 use crate::config::{Forward, Listen, Protocol, Scheduler, WhenEmpty};
 use crate::health::Health;
 
-/// Maps that can be read back.
-pub trait Readable: Maps {
+/// Maps that can be read.
+pub trait Readable {
+    fn capacity(&self) -> Capacity;
+
+    /// The key of the flows' hash.
+    fn hash_key(&self) -> HashKey;
+
+    fn endpoints(&self) -> EndpointTable<'_>;
+    fn flows(&self) -> FlowTable<'_>;
+
+    /// Where a listener's table is, by the listener's own record.
+    fn table_ref(&self, id: Id) -> TableRef;
     fn pace(&self) -> Pace;
     fn settings(&self) -> Settings;
     fn snat_address(&self, index: u8) -> [u8; 16];
@@ -270,7 +282,7 @@ fn read_tables(maps: &impl Readable, image: &mut Image) {
 ///
 /// # Errors
 /// When the kernel refuses it.
-pub fn remove_rest(maps: &mut impl Readable, image: &Image) -> Result<(), ApplyError> {
+pub fn remove_rest(maps: &mut impl Maps, image: &Image) -> Result<(), ApplyError> {
     let freed = maps.endpoints().retain(&maps.hash_key(), image.endpoints.iter());
     if freed != 0 {
         warn!("{freed} endpoints that led nowhere were removed");

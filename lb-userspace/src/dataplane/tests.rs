@@ -1,5 +1,6 @@
 //! The steps taken over maps in memory: whatever came before, the maps hold the last configuration and nothing else.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
@@ -7,11 +8,14 @@ use std::sync::atomic::Ordering;
 use lb_common::abi::flow::{FlowState, FlowWord, WAYS};
 use lb_common::abi::{BackendFlags, Mode, Settings, Side};
 use lb_common::env::{Reach, Route};
+use lb_common::hash::HashKey;
 use lb_common::maglev::SIZES;
 use proptest::prelude::*;
 
+use super::endpoints::EndpointTable;
+use super::flows::FlowTable;
 use super::image::{BackendEntry, TableKind, address_from};
-use super::memory::Memory;
+use super::memory::{Memory, Routes};
 use super::plan::{Op, plan};
 use super::worlds::{CAPACITY, World, ends, listens, world};
 use super::*;
@@ -19,8 +23,12 @@ use crate::config::{Listen, Protocol, Scheduler};
 
 const KEY: HashKey = HashKey { words: [3, 1, 4, 1, 5, 9, 2, 6, 5, 3], seed: 0x0123_4567_89ab_cdef };
 
+fn no_routes() -> Routes {
+    Box::new(|_, _| Route::none(Reach::NotForwarded))
+}
+
 fn memory() -> Memory {
-    Memory::new(CAPACITY, KEY, 16, Box::new(|_, _| Route::none(Reach::NotForwarded)))
+    Memory::new(CAPACITY, KEY, 16, no_routes())
 }
 
 fn converge(dataplane: &mut Dataplane<Memory>, world: &World) {
@@ -125,9 +133,7 @@ fn meaning(memory: &Memory) -> Meaning {
     for backend in memory.backends.iter().filter(|b| b.flags.has(BackendFlags::VALID)) {
         let vip = listen_of(&memory.listeners[backend.listener as usize]);
         let listen = vip.expect("a backend has a listener");
-        // What was once so may stay: flows have their way back by it.
-        let flags = BackendFlags(backend.flags.0 & !BackendFlags::REVERSE.0);
-        let record = Backend { listener: 0, next: 0, server: 0, flags, ..*backend };
+        let record = Backend { listener: 0, next: 0, server: 0, ..*backend };
         let (address, port) = (address_from(backend.addr), backend.port.get());
         let name = (address, port, listen.protocol.to_string());
         meaning.backends.entry(name).or_default().push((record, vip));
@@ -222,6 +228,248 @@ proptest! {
         converge(&mut dataplane, &last);
         means_the_last(dataplane.maps(), &last)?;
     }
+
+    #[test]
+    fn whatever_became_of_the_daemons_before_the_last_configuration_is_all_there_is(
+        lives in prop::collection::vec(life(), 1..5),
+        last in world(),
+    ) {
+        let start = Dataplane::over(memory(), Image::default());
+        let mut dataplane = lives.iter().fold(start, live);
+        converge(&mut dataplane, &last);
+        means_the_last(dataplane.maps(), &last)?;
+    }
+
+    #[test]
+    fn other_maps_get_what_the_old_ones_held_under_the_same_numbers(
+        worlds in prop::collection::vec(world(), 1..3),
+    ) {
+        let mut dataplane = Dataplane::over(memory(), Image::default());
+        for world in &worlds {
+            converge(&mut dataplane, world);
+        }
+        let (old, before) = dataplane.into_parts();
+        let image = snapshot::read(&old).expect("memory refuses nothing");
+        let larger = Memory::new(LARGER, KEY, 32, no_routes());
+        let (new, _) = Dataplane::filled(larger, &image).expect("memory refuses nothing").into_parts();
+        let found = snapshot::read(&new).expect("memory refuses nothing");
+        prop_assert_eq!(known_at_a_restart(&found), known_at_a_restart(&before));
+        // Before the new daemon has said anything, packets fare as in the old maps.
+        let (old, new) = (meaning(&old), meaning(&new));
+        prop_assert_eq!(old.backends, new.backends);
+        prop_assert!(old.listeners == new.listeners, "other listeners or tables");
+        prop_assert_eq!((old.settings, old.echo, old.siblings), (new.settings, new.echo, new.siblings));
+    }
+}
+
+/// How a daemon fares that is on the way to a configuration.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// It gets there.
+    Never,
+    /// A step fails, after this part of all steps; it goes on from there.
+    Failed(f64),
+    /// It is killed between two steps, and another one comes.
+    Killed(f64),
+    /// It is killed after so many writes, in the middle of a step perhaps.
+    KilledWhileWriting(usize),
+}
+
+#[derive(Clone, Debug)]
+struct Life {
+    world: World,
+    end: End,
+    /// After that everything moves to other maps.
+    moved: bool,
+}
+
+fn life() -> impl Strategy<Value = Life> {
+    let end = prop_oneof![
+        Just(End::Never),
+        (0.0..1.0f64).prop_map(End::Failed),
+        (0.0..1.0f64).prop_map(End::Killed),
+        (0usize..150).prop_map(End::KilledWhileWriting),
+    ];
+    (world(), end, prop::bool::weighted(0.25)).prop_map(|(world, end, moved)| Life { world, end, moved })
+}
+
+const LARGER: Capacity = Capacity { listeners: 128, backends: 1024, ..CAPACITY };
+
+/// Memory whose daemon is killed after so many writes: those after it do not happen.
+struct Mortal {
+    memory: Memory,
+    left: Cell<usize>,
+    done: Cell<usize>,
+    /// Where those go.
+    lost: Memory,
+}
+
+impl Mortal {
+    fn new(memory: Memory, left: usize) -> Self {
+        let lost = Memory::new(memory.capacity(), KEY, 16, no_routes());
+        Self { memory, left: Cell::new(left), done: Cell::new(0), lost }
+    }
+
+    fn lives(&self) -> bool {
+        let left = self.left.get();
+        self.left.set(left.saturating_sub(1));
+        self.done.set(self.done.get() + 1);
+        left > 0
+    }
+
+    fn writes(&mut self) -> &mut Memory {
+        if self.lives() { &mut self.memory } else { &mut self.lost }
+    }
+
+    fn shared(&self) -> &Memory {
+        if self.lives() { &self.memory } else { &self.lost }
+    }
+}
+
+impl Readable for Mortal {
+    fn capacity(&self) -> Capacity {
+        self.memory.capacity()
+    }
+
+    fn hash_key(&self) -> HashKey {
+        self.memory.hash_key()
+    }
+
+    fn endpoints(&self) -> EndpointTable<'_> {
+        // Asked for to be written, by a daemon at work.
+        self.shared().endpoints()
+    }
+
+    fn flows(&self) -> FlowTable<'_> {
+        self.shared().flows()
+    }
+
+    fn table_ref(&self, id: Id) -> TableRef {
+        // What a dead daemon believes does not matter, as long as it fits.
+        if self.left.get() > 0 { self.memory.table_ref(id) } else { self.lost.table_ref(id) }
+    }
+
+    fn pace(&self) -> image::Pace {
+        self.memory.pace()
+    }
+
+    fn settings(&self) -> Settings {
+        self.memory.settings()
+    }
+
+    fn snat_address(&self, index: u8) -> [u8; 16] {
+        self.memory.snat_address(index)
+    }
+
+    fn listener(&self, id: Id) -> Listener {
+        self.memory.listener(id)
+    }
+
+    fn service_name(&self, id: Id) -> String {
+        self.memory.service_name(id)
+    }
+
+    fn backend(&self, id: Id) -> Backend {
+        self.memory.backend(id)
+    }
+
+    fn backend_name(&self, id: Id) -> String {
+        self.memory.backend_name(id)
+    }
+
+    fn slot(&self, index: u32) -> Id {
+        self.memory.slot(index)
+    }
+
+    fn siblings(&self) -> Result<Vec<(SiblingKey, Id)>, ApplyError> {
+        self.memory.siblings()
+    }
+}
+
+impl Maps for Mortal {
+    fn write_features(&mut self, features: Features) {
+        self.writes().write_features(features);
+    }
+
+    fn write_tunnel(&mut self, tunnel: &TunnelSources) {
+        self.writes().write_tunnel(tunnel);
+    }
+
+    fn write_snat_address(&mut self, index: u8, address: [u8; 16]) {
+        self.writes().write_snat_address(index, address);
+    }
+
+    fn write_listener(&mut self, id: Id, record: &Listener, service: &str) {
+        self.writes().write_listener(id, record, service);
+    }
+
+    fn write_table_ref(&mut self, id: Id, table: TableRef) {
+        self.writes().write_table_ref(id, table);
+    }
+
+    fn write_backend(&mut self, id: Id, record: &Backend, name: &str) {
+        self.writes().write_backend(id, record, name);
+    }
+
+    fn put_sibling(&mut self, key: SiblingKey, backend: Id) -> Result<(), ApplyError> {
+        self.writes().put_sibling(key, backend)
+    }
+
+    fn remove_sibling(&mut self, key: SiblingKey) -> Result<(), ApplyError> {
+        self.writes().remove_sibling(key)
+    }
+
+    fn write_slots(&mut self, offset: u32, slots: &[Id]) {
+        // Half of them, as the last thing that is written.
+        let count = if self.left.get() == 1 { slots.len() / 2 } else { slots.len() };
+        self.writes().write_slots(offset, &slots[..count]);
+    }
+}
+
+/// Maps as the daemon leaves them that is killed after so many writes on the way to this world.
+fn killed_while_writing(dataplane: Dataplane<Memory>, world: &World, writes: usize) -> Memory {
+    let steps = plan(dataplane.image(), &world.image(dataplane.image()));
+    let (memory, image) = dataplane.into_parts();
+    let mut dataplane = Dataplane::over(Mortal::new(memory, writes), image);
+    for step in steps {
+        if dataplane.maps().left.get() == 0 {
+            break;
+        }
+        dataplane.apply(&step).expect("memory refuses nothing");
+    }
+    dataplane.into_parts().0.memory
+}
+
+/// What the next daemon makes of maps.
+fn adopt(mut maps: Memory) -> Dataplane<Memory> {
+    let image = snapshot::read(&maps).expect("memory refuses nothing");
+    snapshot::remove_rest(&mut maps, &image).expect("memory refuses nothing");
+    Dataplane::over(maps, image)
+}
+
+/// A daemon, or two, on the way to a configuration.
+fn live(mut dataplane: Dataplane<Memory>, life: &Life) -> Dataplane<Memory> {
+    let Life { world, end, moved } = life;
+    dataplane = match *end {
+        End::Never => {
+            converge(&mut dataplane, world);
+            dataplane
+        }
+        End::Failed(part) | End::Killed(part) => {
+            let steps = plan(dataplane.image(), &world.image(dataplane.image()));
+            for step in steps.iter().take((steps.len() as f64 * part) as usize) {
+                dataplane.apply(step).expect("memory refuses nothing");
+            }
+            if matches!(end, End::Failed(_)) { dataplane } else { adopt(dataplane.into_parts().0) }
+        }
+        End::KilledWhileWriting(writes) => adopt(killed_while_writing(dataplane, world, writes)),
+    };
+    if !*moved {
+        return dataplane;
+    }
+    let (_, image) = dataplane.into_parts();
+    let larger = Memory::new(LARGER, KEY, 32, no_routes());
+    Dataplane::filled(larger, &image).expect("memory refuses nothing")
 }
 
 /// An image without what the maps do not tell.
@@ -240,12 +488,29 @@ fn known_at_a_restart(image: &Image) -> Image {
     image
 }
 
+/// That flows have a record for their way back may stay where it was once so; and as long as it is, none takes the short
+/// way.
+fn forgive_ways_back(old: &mut Meaning, new: &Meaning) {
+    for (name, records) in &mut old.backends {
+        let fresh = new.backends.get(name).into_iter().flatten();
+        for ((record, _), (fresh, _)) in records.iter_mut().zip(fresh) {
+            let had = record.flags.has(BackendFlags::REVERSE) && !fresh.flags.has(BackendFlags::REVERSE);
+            if had {
+                assert!(!record.flags.has(BackendFlags::SHORT), "{record:?}");
+                let flags = record.flags.0 & !BackendFlags::REVERSE.0;
+                record.flags = BackendFlags(flags | fresh.flags.0 & BackendFlags::SHORT.0);
+            }
+        }
+    }
+}
+
 /// Nothing is left but what a first start with this configuration makes.
 fn means_the_last(maps: &Memory, last: &World) -> Result<(), TestCaseError> {
     let mut fresh = Dataplane::over(memory(), Image::default());
     converge(&mut fresh, last);
     prop_assert_eq!(used(maps), used(fresh.maps()));
-    let (old, new) = (meaning(maps), meaning(fresh.maps()));
+    let (mut old, new) = (meaning(maps), meaning(fresh.maps()));
+    forgive_ways_back(&mut old, &new);
     prop_assert_eq!(old.settings, new.settings);
     prop_assert_eq!(old.echo, new.echo);
     prop_assert_eq!(old.backends, new.backends);

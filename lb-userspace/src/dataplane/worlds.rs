@@ -314,6 +314,7 @@ fn config() -> impl Strategy<Value = Config> {
             cluster: crate::config::Cluster::default(),
             interfaces: vec!["eth0".to_owned()],
             xdp_mode: XdpMode::Auto,
+            forward_without_daemon: None,
             control: Control {
                 socket: "/run/matapa/control.sock".into(),
                 group: None,

@@ -6,6 +6,7 @@
 //! - [`directory`]: services and servers by what they are called on the wire;
 //! - [`scan`]: what differs between the flow table and what the other gateway knows of it;
 //! - [`enter`]: a flow of the other gateway becomes one of ours;
+//! - [`transfer`]: the last three between two tables of one machine;
 //! - [`node`]: all of that together over a flow table, without any socket;
 //! - [`task`]: the thread that gives it a socket and a clock.
 
@@ -16,4 +17,5 @@ pub mod node;
 pub mod scan;
 pub mod session;
 pub mod task;
+pub mod transfer;
 pub mod wire;

@@ -11,6 +11,7 @@ use lb_userspace::dataplane::desired::desired;
 use lb_userspace::dataplane::image::{Id, Image};
 use lb_userspace::dataplane::memory::Memory;
 use lb_userspace::dataplane::plan::plan;
+use lb_userspace::dataplane::snapshot::Readable as _;
 use lb_userspace::dataplane::{Dataplane, Maps};
 
 use super::frame;

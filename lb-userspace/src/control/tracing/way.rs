@@ -181,6 +181,7 @@ fn in_words((step, first, second): (Step, u32, u32), names: &Names) -> String {
             Some(Reach::NotForwarded) => "no route, or to this machine".to_owned(),
             Some(Reach::Refused) => "a route forbids it".to_owned(),
             Some(Reach::ForwardingDisabled) => "forwarding is switched off".to_owned(),
+            Some(Reach::Abandoned) => "no daemon has been alive for too long".to_owned(),
             Some(Reach::Unsupported) | None => "the route needs what XDP cannot do".to_owned(),
         },
         Step::Full if second == 0 => format!("{} has no room for another flow", names.backend(first)),

@@ -1,24 +1,26 @@
 //! Loading the program: over new maps, or over the pinned ones of an earlier daemon.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use aya::maps::{HashMap as AyaHashMap, Map, MapData, MapInfo, PerCpuArray, ProgramArray, RingBuf};
+use aya::maps::{HashMap as AyaHashMap, Map, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::endpoint::ENDPOINT_WAYS;
 use lb_common::abi::flow::WAYS;
 use lb_common::abi::{self, ABI_VERSION, Backend, Control, FlowTuple, Listener, Port, Settings, map};
 use lb_common::hash::HashKey;
-use log::{debug, warn};
+use log::{debug, info, warn};
 
 use super::mapped::Mapped;
-use super::pins::Pins;
-use super::{FlowMaps, Kernel, hertz};
+use super::moving::Move;
+use super::pinned::{Found, PinnedMaps};
+use super::pins::{MapSet, Pins};
+use super::{FlowMaps, Kernel, hertz, layout};
 use crate::dataplane::image::Image;
 use crate::dataplane::snapshot::Readable as _;
-use crate::dataplane::{Capacity, object, snapshot};
+use crate::dataplane::{Capacity, Dataplane, object, snapshot};
 
 /// Clients that are remembered by sticky services. When there are more, the kernel forgets those that were not seen
 /// for the longest.
@@ -31,10 +33,23 @@ const EVENT_BYTES: u32 = 1 << 20;
 const VLANS: u32 = 256;
 
 /// What new maps are made for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     pub capacity: Capacity,
     pub flow_lines: u32,
+}
+
+impl Geometry {
+    /// With room for no less than `other` has. The size of the flow table is that of `self`.
+    fn with_room_of(self, other: &Self) -> Self {
+        let (one, other) = (self.capacity, other.capacity);
+        let capacity = Capacity {
+            listeners: one.listeners.max(other.listeners),
+            backends: one.backends.max(other.backends),
+            table_slots: one.table_slots.max(other.table_slots),
+        };
+        Self { capacity, ..self }
+    }
 }
 
 /// A loaded program that is not attached yet, and what its maps hold.
@@ -42,29 +57,44 @@ pub struct Geometry {
 pub struct Loaded {
     pub kernel: Kernel,
     pub image: Image,
-    /// The maps were there before.
+    /// What an earlier daemon has left was taken over: its maps, or what was in them.
     pub adopted: bool,
+    /// Other maps whose flows have yet to come to these.
+    pub moving: Option<Move>,
 }
 
 /// Loads the program over the pinned maps if there are any, else over new ones made for `wanted`, with the hash key that
-/// `key` says or a random one.
+/// `key` says or a random one. Pinned maps that have another layout or are made for something else are not touched: new
+/// ones beside them get what they hold, and [`Move`] does the rest.
 ///
 /// # Errors
-/// When the kernel refuses the program or a map, or the pinned maps have another layout.
+/// When the kernel refuses the program or a map, or the pinned maps have a layout that cannot be read.
 pub fn load(pins: &Pins, wanted: Geometry, key: Option<HashKey>, trace: bool) -> anyhow::Result<Loaded> {
-    let found = existing(pins)?;
-    match found {
-        Some((geometry, found)) => {
-            if key.is_some_and(|key| key != found) {
-                warn!(
-                    "the maps in use have another seed than cluster.seed_file, so that this gateway chooses other backends \
-                     than its peer; run `matapa detach` and start the daemon again (this interrupts forwarding)"
-                );
-            }
-            load_with(pins, geometry, found, trace, true)
-        }
-        None => load_new(pins, wanted, key.unwrap_or_else(new_key), trace),
+    let resumed = pins
+        .settle(&map::ALL)
+        .context("cannot finish or take back what an earlier daemon was doing with the pinned maps")?;
+    let is_used = !pins.links().context("cannot read the pinned links")?.is_empty();
+    if resumed && let Some(new) = Found::look(pins, MapSet::Switching, true)? {
+        return resume(pins, new, trace);
     }
+    let Some(found) = Found::look(pins, MapSet::Usual, is_used)? else {
+        if !is_used {
+            // What a first start has left that was interrupted before it attached anything.
+            pins.remove_maps().context("cannot remove the pins of an interrupted start")?;
+        }
+        return load_new(pins, wanted, key.unwrap_or_else(new_key), trace);
+    };
+    if key.is_some_and(|key| key != found.key) {
+        warn!(
+            "the maps in use have another seed than cluster.seed_file, so that this gateway chooses other backends \
+             than its peer; run `matapa detach` and start the daemon again (this interrupts forwarding)"
+        );
+    }
+    let geometry = wanted.with_room_of(&found.geometry);
+    if found.layout.is_current() && geometry == found.geometry {
+        return load_with(pins, found, trace, true);
+    }
+    load_beside(pins, found, geometry, trace)
 }
 
 /// Loads the program over new maps with this key; there must be no pinned ones.
@@ -72,23 +102,63 @@ pub fn load(pins: &Pins, wanted: Geometry, key: Option<HashKey>, trace: bool) ->
 /// # Errors
 /// When the kernel refuses the program or a map.
 pub fn load_new(pins: &Pins, wanted: Geometry, key: HashKey, trace: bool) -> anyhow::Result<Loaded> {
-    load_with(pins, wanted, key, trace, false).inspect_err(|_| {
+    let new = Found { set: MapSet::Usual, layout: &layout::CURRENT, geometry: wanted, key };
+    load_with(pins, new, trace, false).inspect_err(|_| {
         if let Err(error) = pins.remove_maps() {
             warn!("could not remove the pins of maps that are of no use: {error}");
         }
     })
 }
 
-fn load_with(
-    pins: &Pins,
-    geometry: Geometry,
-    key: HashKey,
-    trace: bool,
-    adopted: bool,
-) -> anyhow::Result<Loaded> {
+/// Loads the program over new maps beside those of `found`, with everything that they hold but the flows.
+fn load_beside(pins: &Pins, found: Found, geometry: Geometry, trace: bool) -> anyhow::Result<Loaded> {
+    let old = PinnedMaps::open(pins, found)?;
+    let image = snapshot::read(&old)?;
+    info!(
+        "the maps in use have layout {} and room for {} flows; new ones of layout {ABI_VERSION} for {} flows take their \
+         place",
+        found.layout.version,
+        u64::from(found.geometry.flow_lines) * WAYS as u64,
+        u64::from(geometry.flow_lines) * WAYS as u64
+    );
+    pins.make_next().context("cannot make a directory for new maps")?;
+    let new = Found { set: MapSet::Next, layout: &layout::CURRENT, geometry, key: found.key };
+    let filled = || {
+        let Loaded { kernel, .. } = load_with(pins, new, trace, false)?;
+        let (kernel, filled) =
+            Dataplane::filled(kernel, &image).context("cannot fill the new maps")?.into_parts();
+        Ok(Loaded { kernel, image: filled, adopted: true, moving: Some(Move::new(old, image)) })
+    };
+    filled().inspect_err(|_: &anyhow::Error| {
+        if let Err(error) = pins.remove_next() {
+            warn!("could not remove the pins of new maps that are of no use: {error}");
+        }
+    })
+}
+
+/// Loads the program over new maps that an earlier daemon has made and filled, and which packets may use already.
+fn resume(pins: &Pins, new: Found, trace: bool) -> anyhow::Result<Loaded> {
+    info!("an earlier daemon was moving flows to new maps when it ended; going on with that");
+    if !new.layout.is_current() {
+        bail!(
+            "a daemon of layout {} was moving flows to new maps when it ended, and this binary makes layout \
+             {ABI_VERSION}; start the other version again, which ends that, and then this one",
+            new.layout.version
+        );
+    }
+    let old = Found::look(pins, MapSet::Usual, true).context("flows were being moved from these maps")?;
+    let old = old.context("the maps that flows were being moved from are gone; run `matapa detach`")?;
+    let old = PinnedMaps::open(pins, old)?;
+    let image = snapshot::read(&old)?;
+    let moving = Some(Move::new(old, image).resumed());
+    Ok(Loaded { moving, ..load_with(pins, new, trace, true)? })
+}
+
+fn load_with(pins: &Pins, found: Found, trace: bool, adopted: bool) -> anyhow::Result<Loaded> {
+    let Found { set, geometry, key, .. } = found;
     let trace = if trace { abi::trace::LOG } else { abi::trace::OFF };
     let constants = Constants::new(geometry, key, trace);
-    let paths: Vec<_> = map::ALL.iter().map(|name| (*name, pins.map(name))).collect();
+    let paths: Vec<_> = map::ALL.iter().map(|name| (*name, pins.map_of(set, name))).collect();
     let mut ebpf = constants.load_maps(&paths)?;
 
     let logger = if trace == abi::trace::OFF {
@@ -110,12 +180,12 @@ fn load_with(
             abi_version: ABI_VERSION,
             flow_lines: geometry.flow_lines,
             hash_key: key,
-            heartbeat: 0,
+            forward_until: 0,
         };
         kernel.control.write(0, &control, 0);
         Image { pace: kernel.pace(), ..Image::default() }
     };
-    Ok(Loaded { kernel, image, adopted })
+    Ok(Loaded { kernel, image, adopted, moving: None })
 }
 
 /// What is written into the program when it is loaded. All instances over the same maps must agree on all but the last.
@@ -266,81 +336,11 @@ pub(super) fn xdp<'e>(ebpf: &'e mut Ebpf, name: &str) -> anyhow::Result<&'e mut 
     Ok(program.try_into()?)
 }
 
-/// Geometry and key of the pinned maps, if there are usable ones.
-fn existing(pins: &Pins) -> anyhow::Result<Option<(Geometry, HashKey)>> {
-    let present = map::ALL.iter().filter(|name| pins.map(name).exists()).count();
-    if present == 0 {
-        return Ok(None);
-    }
-    let control = pins.map(map::CONTROL);
-    let version = if control.exists() { control_of(&control)?.abi_version } else { 0 };
-    let links = pins.links().context("cannot read the pinned links")?;
-    if (version == 0 || present < map::ALL.len()) && links.is_empty() {
-        // A first start that was interrupted before it attached anything.
-        pins.remove_maps().context("cannot remove the pins of an interrupted start")?;
-        return Ok(None);
-    }
-    let other = || {
-        format!(
-            "the pinned maps have layout {version} and this binary has {ABI_VERSION}; run `matapa detach` with the \
-             other version or this one, then start again (this interrupts forwarding)"
-        )
-    };
-    if version != ABI_VERSION || present < map::ALL.len() {
-        bail!(other());
-    }
-    let control = control_of(&control)?;
-    let sizes = [
-        (map::SETTINGS, size_of::<Settings>()),
-        (map::ENDPOINTS, ENDPOINT_WAYS * 8),
-        (map::PORTS, size_of::<Port>()),
-        (map::LISTENERS, size_of::<Listener>()),
-        (map::BACKENDS, size_of::<Backend>()),
-        (map::FLOWS, WAYS * 8),
-        (map::FLOW_TUPLES, size_of::<FlowTuple>()),
-        (map::TABLES, 8),
-    ];
-    for (name, size) in sizes {
-        if info(pins, name)?.value_size() as usize != size {
-            bail!(other());
-        }
-    }
-    let entries = |name| Ok::<_, anyhow::Error>(info(pins, name)?.max_entries());
-    let geometry = Geometry {
-        capacity: Capacity {
-            listeners: entries(map::LISTENERS)?,
-            backends: entries(map::BACKENDS)?,
-            table_slots: entries(map::TABLES)? * 2,
-        },
-        flow_lines: entries(map::FLOWS)?,
-    };
-    let endpoint_lines = entries(map::ENDPOINTS)?;
-    if control.flow_lines != geometry.flow_lines || endpoint_lines != geometry.capacity.endpoint_lines() {
-        bail!(other());
-    }
-    Ok(Some((geometry, control.hash_key)))
-}
-
-fn info(pins: &Pins, name: &str) -> anyhow::Result<MapInfo> {
-    MapInfo::from_pin(pins.map(name)).with_context(|| format!("cannot read the pinned map {name}"))
-}
-
-fn control_of(path: &Path) -> anyhow::Result<Control> {
-    let data = MapData::from_pin(path).with_context(|| format!("cannot open the pin {}", path.display()))?;
-    let value_size = data.info()?.value_size() as usize;
-    if value_size != size_of::<Control>() {
-        // Another layout altogether; 0 is no version.
-        return Ok(Control { abi_version: u32::MAX, ..Control::default() });
-    }
-    let mapped = Mapped::new(&data, value_size, 1).context("cannot map CONTROL into memory")?;
-    Ok(mapped.read(0))
-}
-
 fn new_key() -> HashKey {
     HashKey { words: rand::random(), seed: rand::random() }
 }
 
 /// A tick of the flow table's clock is this power of two of jiffies: the one nearest to a second.
-fn tick_shift(hertz: u32) -> u32 {
+pub(super) fn tick_shift(hertz: u32) -> u32 {
     f64::from(hertz).log2().round() as u32
 }

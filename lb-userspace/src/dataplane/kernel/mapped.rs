@@ -48,10 +48,14 @@ impl Mapped {
         self.words().get(start..start + self.words_per_element).unwrap_or_default()
     }
 
+    /// The bytes of an element, read word by word. Empty for an index outside the map.
+    pub fn bytes(&self, index: usize) -> Vec<u8> {
+        self.element(index).iter().flat_map(|word| word.load(Ordering::Acquire).to_ne_bytes()).collect()
+    }
+
     /// Copies an element out, word by word. `T` must have the size of an element.
     pub fn read<T: Pod>(&self, index: usize) -> T {
-        let words: Vec<u64> = self.element(index).iter().map(|w| w.load(Ordering::Acquire)).collect();
-        bytemuck::pod_read_unaligned(bytemuck::cast_slice(&words))
+        bytemuck::pod_read_unaligned(&self.bytes(index))
     }
 
     /// Writes an element word by word, the one at `last` after all others.

@@ -3,9 +3,12 @@
 pub mod attach;
 mod epoch;
 pub mod explain;
+mod layout;
 mod link;
 pub mod load;
 mod mapped;
+pub mod moving;
+mod pinned;
 pub mod pins;
 pub mod second;
 pub mod tracer;
@@ -138,16 +141,7 @@ impl Kernel {
                 ..TestRunOptions::default()
             })
             .context("cannot ask the program for the time")?;
-        Ok(Clock { now: result.return_value as u16, seconds_per_tick: self.seconds_per_tick() })
-    }
-
-    fn seconds_per_tick(&self) -> f64 {
-        self.tick().as_secs_f64()
-    }
-
-    /// A tick of the flow table's clock.
-    fn tick(&self) -> Duration {
-        Duration::from_secs(1 << self.constants.tick_shift) / hertz()
+        Ok(Clock { now: result.return_value as u16, seconds_per_tick: tick().as_secs_f64() })
     }
 
     /// Runs the program on a frame as if it came in on the loopback interface, or on the one that `context` names:
@@ -231,6 +225,15 @@ impl Kernel {
         Ok(())
     }
 
+    /// Says whether flows are being moved here from another table: then a reply is taken as a client's also where its
+    /// flow is not known.
+    fn set_moving(&self, moving: bool) {
+        self.change_first_setting(|[features, epoch]| {
+            let others = features & !Features::MOVING.0;
+            [if moving { others | Features::MOVING.0 } else { others }, epoch]
+        });
+    }
+
     /// Changes one of the two settings that share a word, which may be written from two sides.
     fn change_first_setting(&self, change: impl Fn([u32; 2]) -> [u32; 2]) {
         if let Some(word) = self.settings.element(0).first() {
@@ -283,8 +286,9 @@ impl Kernel {
         self.ebpf.program(name).with_context(|| format!("the object has no program {name}"))
     }
 
-    /// Says in the maps that a daemon is alive, at this many nanoseconds of the monotonic clock.
-    pub fn heartbeat(&self, nanoseconds: u64) {
+    /// Says up to which time packets are forwarded, in nanoseconds of the monotonic clock, unless this is called again;
+    /// 0: for ever.
+    pub fn forward_until(&self, nanoseconds: u64) {
         if let Some(place) = self.control.element(0).last() {
             place.store(nanoseconds, Ordering::Relaxed);
         }
@@ -307,18 +311,6 @@ impl Kernel {
 }
 
 impl Maps for Kernel {
-    fn capacity(&self) -> Capacity {
-        self.constants.geometry.capacity
-    }
-
-    fn hash_key(&self) -> HashKey {
-        self.constants.key
-    }
-
-    fn endpoints(&self) -> EndpointTable<'_> {
-        EndpointTable::new(self.endpoints.words())
-    }
-
     fn write_features(&mut self, features: Features) {
         self.change_first_setting(|[_, epoch]| [features.0, epoch]);
     }
@@ -346,10 +338,6 @@ impl Maps for Kernel {
         if let Some(place) = self.listeners.element(id as usize).first() {
             place.store(table.0, Ordering::Release);
         }
-    }
-
-    fn table_ref(&self, id: Id) -> TableRef {
-        TableRef(self.listeners.element(id as usize).first().map_or(0, |place| place.load(Ordering::Acquire)))
     }
 
     fn write_backend(&mut self, id: Id, record: &Backend, name: &str) {
@@ -386,17 +374,31 @@ impl Maps for Kernel {
             }
         }
     }
+}
+
+impl Readable for Kernel {
+    fn capacity(&self) -> Capacity {
+        self.constants.geometry.capacity
+    }
+
+    fn hash_key(&self) -> HashKey {
+        self.constants.key
+    }
+
+    fn endpoints(&self) -> EndpointTable<'_> {
+        EndpointTable::new(self.endpoints.words())
+    }
+
+    fn table_ref(&self, id: Id) -> TableRef {
+        TableRef(self.listeners.element(id as usize).first().map_or(0, |place| place.load(Ordering::Acquire)))
+    }
 
     fn flows(&self) -> FlowTable<'_> {
         self.flows.table()
     }
-}
 
-impl Readable for Kernel {
     fn pace(&self) -> Pace {
-        // Without the number all CPUs together may record as many as one alone.
-        let cpus = aya::util::nr_cpus().map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX));
-        Pace { cpus, tick: self.tick() }
+        pace()
     }
 
     fn settings(&self) -> Settings {
@@ -412,7 +414,7 @@ impl Readable for Kernel {
     }
 
     fn service_name(&self, id: Id) -> String {
-        name_from(&self.listener_names.read(id as usize))
+        name_from(&self.listener_names.bytes(id as usize))
     }
 
     fn backend(&self, id: Id) -> Backend {
@@ -420,14 +422,11 @@ impl Readable for Kernel {
     }
 
     fn backend_name(&self, id: Id) -> String {
-        name_from(&self.backend_names.read(id as usize))
+        name_from(&self.backend_names.bytes(id as usize))
     }
 
     fn slot(&self, index: u32) -> Id {
-        let words = self.tables.element((index / 2) as usize);
-        let pair = words.first().map_or(0, |w| w.load(Ordering::Acquire));
-        let pair: [Id; 2] = bytemuck::must_cast(pair);
-        pair[(index % 2) as usize]
+        pair_of(&self.tables, index / 2)[(index % 2) as usize]
     }
 
     fn siblings(&self) -> Result<Vec<(SiblingKey, Id)>, ApplyError> {
@@ -481,10 +480,28 @@ fn name_bytes(name: &str) -> [u8; abi::NAME_LEN] {
     bytes
 }
 
-/// The way back from [`name_bytes`].
-fn name_from(bytes: &[u8; abi::NAME_LEN]) -> String {
+/// The way back from [`name_bytes`], of any length.
+fn name_from(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// The two slots in an element of `TABLES`.
+fn pair_of(tables: &Mapped, index: u32) -> [Id; 2] {
+    let words = tables.element(index as usize);
+    bytemuck::must_cast(words.first().map_or(0, |word| word.load(Ordering::Acquire)))
+}
+
+/// How the program counts new flows on this machine.
+fn pace() -> Pace {
+    // Without the number all CPUs together may record as many as one alone.
+    let cpus = aya::util::nr_cpus().map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX));
+    Pace { cpus, tick: tick() }
+}
+
+/// A tick of the flow table's clock.
+fn tick() -> Duration {
+    Duration::from_secs(1 << load::tick_shift(hertz())) / hertz()
 }
 
 /// Jiffies per second: the kernel tells by the resolution of its coarse clocks, which is one jiffy.

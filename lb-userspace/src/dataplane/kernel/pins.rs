@@ -20,6 +20,22 @@ const BPF_FS: FsType = FsType(0xcafe_4a11);
 const STAGES: &str = "stages";
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 
+/// Name of the directory of new maps until they are complete.
+const NEXT: &str = "next";
+/// Its name from then on, until they are in the place of the old ones.
+const SWITCHING: &str = "switching";
+
+/// Which of the pinned maps, while flows move from old ones to new ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapSet {
+    /// Those in their usual place. Without [`Self::Switching`], the only ones that packets use.
+    Usual,
+    /// New ones that are being filled. No packet uses them.
+    Next,
+    /// New ones that are complete: packets use them already, or are about to, and there is no way back.
+    Switching,
+}
+
 /// The directory, held by one daemon at a time.
 #[derive(Debug)]
 pub struct Pins {
@@ -83,7 +99,72 @@ impl Pins {
     }
 
     pub fn map(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+        self.map_of(MapSet::Usual, name)
+    }
+
+    /// Of a set, the pin of the map of this name.
+    pub fn map_of(&self, set: MapSet, name: &str) -> PathBuf {
+        match set {
+            MapSet::Usual => self.dir.join(name),
+            MapSet::Next => self.dir.join(NEXT).join(name),
+            MapSet::Switching => self.dir.join(SWITCHING).join(name),
+        }
+    }
+
+    /// Makes an empty directory for new maps.
+    ///
+    /// # Errors
+    /// When the BPF file system refuses.
+    pub fn make_next(&self) -> io::Result<()> {
+        self.remove_next()?;
+        fs::create_dir(self.dir.join(NEXT))
+    }
+
+    /// Removes new maps that no packet uses.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn remove_next(&self) -> io::Result<()> {
+        remove_directory(&self.dir.join(NEXT))
+    }
+
+    /// The new maps are complete: whatever happens, they will take the place of the old ones.
+    ///
+    /// # Errors
+    /// When the BPF file system refuses.
+    pub fn begin_switch(&self) -> io::Result<()> {
+        fs::rename(self.dir.join(NEXT), self.dir.join(SWITCHING))
+    }
+
+    /// Puts the new maps in the place of the old ones, one by one. No packet uses the old ones any more.
+    ///
+    /// # Errors
+    /// When a pin cannot be moved. What is left is moved when this is called again.
+    pub fn end_switch(&self) -> io::Result<()> {
+        let new = self.dir.join(SWITCHING);
+        for entry in fs::read_dir(&new)? {
+            let name = entry?.file_name();
+            fs::rename(new.join(&name), self.dir.join(&name))?;
+        }
+        fs::remove_dir(new)
+    }
+
+    /// Finishes or takes back what an earlier daemon was doing when it ended. True when maps of `names` are there that
+    /// are complete and not in their place, all of them: flows may still have to be moved to them.
+    ///
+    /// # Errors
+    /// When a pin cannot be moved or removed.
+    pub fn settle(&self, names: &[&str]) -> io::Result<bool> {
+        self.remove_next()?;
+        if !self.dir.join(SWITCHING).exists() {
+            return Ok(false);
+        }
+        if names.iter().all(|name| self.map_of(MapSet::Switching, name).exists()) {
+            return Ok(true);
+        }
+        // Some are in their place already, so that all flows had been moved.
+        self.end_switch()?;
+        Ok(false)
     }
 
     /// Where a map is for a moment while another instance of the program, of this kind, is loaded.
@@ -154,7 +235,7 @@ impl Pins {
         }
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
-            if path.is_dir() { fs::remove_dir(path)? } else { fs::remove_file(path)? }
+            if path.is_dir() { remove_directory(&path)? } else { fs::remove_file(path)? }
         }
         fs::remove_dir(&self.dir)
     }
@@ -172,6 +253,19 @@ impl Pins {
         }
         Ok(())
     }
+}
+
+/// Removes a directory of pins, if it is there.
+fn remove_directory(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        fs::remove_file(entry?.path())?;
+    }
+    fs::remove_dir(dir)
 }
 
 /// Mounts the BPF file system where it belongs if that is missing.
@@ -194,4 +288,68 @@ fn ensure_bpf_fs(dir: &Path) -> anyhow::Result<()> {
     })?;
     info!("mounted the BPF file system at {MOUNT_POINT}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: [&str; 3] = ["CONTROL", "FLOWS", "TABLES"];
+
+    /// Files stand for pins. `usual` and `new` say what is in them.
+    fn pins(usual: &str, new: &str) -> (tempfile::TempDir, Pins) {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = Pins::open_existing(dir.path()).unwrap().unwrap();
+        fs::create_dir(dir.path().join("links")).unwrap();
+        for name in NAMES {
+            fs::write(pins.map(name), usual).unwrap();
+        }
+        pins.make_next().unwrap();
+        for name in NAMES {
+            fs::write(pins.map_of(MapSet::Next, name), new).unwrap();
+        }
+        (dir, pins)
+    }
+
+    fn contents(pins: &Pins) -> Vec<String> {
+        NAMES.iter().map(|name| fs::read_to_string(pins.map(name)).unwrap()).collect()
+    }
+
+    #[test]
+    fn new_maps_that_are_not_complete_are_removed() {
+        let (dir, pins) = pins("old", "new");
+        assert!(!pins.settle(&NAMES).unwrap());
+        assert_eq!(contents(&pins), ["old"; 3]);
+        assert!(!dir.path().join(NEXT).exists());
+        // Nothing to do is no error.
+        assert!(!pins.settle(&NAMES).unwrap());
+    }
+
+    #[test]
+    fn complete_ones_take_the_place_of_the_old_ones_wherever_it_was_interrupted() {
+        for moved in 0..=NAMES.len() {
+            let (dir, pins) = pins("old", "new");
+            pins.begin_switch().unwrap();
+            for name in &NAMES[..moved] {
+                fs::rename(pins.map_of(MapSet::Switching, name), pins.map(name)).unwrap();
+            }
+            let still_moving = pins.settle(&NAMES).unwrap();
+            assert_eq!(still_moving, moved == 0, "{moved} moved");
+            if still_moving {
+                assert_eq!(contents(&pins), ["old"; 3]);
+                pins.end_switch().unwrap();
+            }
+            assert_eq!(contents(&pins), ["new"; 3], "{moved} moved");
+            assert!(!dir.path().join(SWITCHING).exists());
+        }
+    }
+
+    #[test]
+    fn all_pins_are_removed_in_the_middle_of_a_move() {
+        let (dir, first) = pins("old", "new");
+        first.begin_switch().unwrap();
+        first.make_next().unwrap();
+        first.remove_all().unwrap();
+        assert!(!dir.path().exists());
+    }
 }

@@ -15,8 +15,8 @@ use lb_common::hash::{EndpointHash, HashKey};
 use lb_common::verdict::Reason;
 
 use super::Memory;
-use crate::dataplane::Maps as _;
 use crate::dataplane::image::address_from;
+use crate::dataplane::snapshot::Readable as _;
 
 /// Words of a [`FlowTuple`].
 const TUPLE_WORDS: usize = size_of::<FlowTuple>() / 8;
@@ -159,6 +159,10 @@ impl<'m> Env for &'m Memory {
 
     fn client_hop(&self, index: u32) -> Option<&Cell<ClientHop>> {
         self.client_hops.get(index as usize)
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.abandoned
     }
 
     fn route(&self, query: &Query) -> Route {

@@ -75,6 +75,8 @@ pub struct Memory {
     pub short_ways: Cell<u64>,
     /// The flow table's clock.
     pub now: u16,
+    /// No daemon has been alive for longer than packets are forwarded without one.
+    pub abandoned: bool,
     /// The interface that packets come in on.
     pub ingress: u32,
     /// The interfaces that do not carry the program.
@@ -122,6 +124,7 @@ impl Memory {
             short_way: true,
             short_ways: Cell::new(0),
             now: 0,
+            abandoned: false,
             ingress: 1,
             elsewhere: BTreeSet::new(),
         }
@@ -144,18 +147,6 @@ impl Memory {
 }
 
 impl Maps for Memory {
-    fn capacity(&self) -> Capacity {
-        self.capacity
-    }
-
-    fn hash_key(&self) -> HashKey {
-        self.key
-    }
-
-    fn endpoints(&self) -> EndpointTable<'_> {
-        EndpointTable::new(&self.endpoints)
-    }
-
     fn write_features(&mut self, features: Features) {
         self.settings.features = features;
     }
@@ -177,10 +168,6 @@ impl Maps for Memory {
         self.listeners[id as usize].table = table;
     }
 
-    fn table_ref(&self, id: Id) -> TableRef {
-        self.listeners[id as usize].table
-    }
-
     fn write_backend(&mut self, id: Id, record: &Backend, name: &str) {
         self.backend_names.insert(id, name.to_owned());
         self.backends[id as usize] = *record;
@@ -199,13 +186,29 @@ impl Maps for Memory {
     fn write_slots(&mut self, offset: u32, slots: &[Id]) {
         self.tables[offset as usize..][..slots.len()].copy_from_slice(slots);
     }
+}
+
+impl Readable for Memory {
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    fn hash_key(&self) -> HashKey {
+        self.key
+    }
+
+    fn endpoints(&self) -> EndpointTable<'_> {
+        EndpointTable::new(&self.endpoints)
+    }
+
+    fn table_ref(&self, id: Id) -> TableRef {
+        self.listeners[id as usize].table
+    }
 
     fn flows(&self) -> FlowTable<'_> {
         FlowTable::new(&self.words, &self.tuples, &self.live)
     }
-}
 
-impl Readable for Memory {
     fn pace(&self) -> Pace {
         Pace::default()
     }
