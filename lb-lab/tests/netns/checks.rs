@@ -341,7 +341,11 @@ fn programs_of_the_operator() {
     );
     write_script(&directory.path().join("whoami"), "test \"$(id -un)\" = nobody || { id; exit 5; }");
     write_script(&directory.path().join("hang"), &format!("sleep 1000 & echo $! >> {}; wait", file("pids")));
+    write_script(&directory.path().join("whoelse"), "test \"$(id -un)\" = root || { id; exit 5; }");
     std::fs::write(&state, "0\n").unwrap();
+    // Programs run as nobody.
+    std::fs::write(file("pids"), "").unwrap();
+    std::fs::set_permissions(file("pids"), std::fs::Permissions::from_mode(0o666)).unwrap();
     let slow = "interval = \"1s\", timeout = \"900ms\", fall = 1";
     let mut owned = vec![
         (
@@ -353,10 +357,11 @@ fn programs_of_the_operator() {
         ),
         (
             "whoami".to_owned(),
-            format!(
-                "type = \"exec\", port = 25, command = \"{}\", user = \"nobody\", {slow}",
-                file("whoami")
-            ),
+            format!("type = \"exec\", port = 25, command = \"{}\", {slow}", file("whoami")),
+        ),
+        (
+            "whoelse".to_owned(),
+            format!("type = \"exec\", port = 25, command = \"{}\", user = \"root\", {slow}", file("whoelse")),
         ),
         (
             "absent".to_owned(),
@@ -373,7 +378,7 @@ fn programs_of_the_operator() {
     let checks: Vec<(&str, &str)> =
         owned.iter().map(|(name, check)| (name.as_str(), check.as_str())).collect();
     let (rig, ()) = start(&checks, |_| ());
-    expect(&rig, &[("ask", 0), ("whoami", 0), ("ping", 0), ("hang0", 110), ("hang39", 110)]);
+    expect(&rig, &[("ask", 0), ("whoami", 0), ("whoelse", 0), ("ping", 0), ("hang0", 110), ("hang39", 110)]);
     std::fs::write(&state, "3\n").unwrap();
     expect(&rig, &[("ask", 80), ("ping", 0)]);
     let now = rig.matapa.checks().unwrap().backends;

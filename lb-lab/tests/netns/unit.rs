@@ -67,3 +67,33 @@ fn few_privileges_are_enough_and_the_service_manager_is_told() {
     drop((echo, daemon));
     rig.remove();
 }
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn a_daemon_that_root_has_started_keeps_what_it_needs_only() {
+    let mut rig = Rig::prepare(&echo_config(TCP_CHECK), &["mx1", "mx2"]);
+    rig.matapa.start().unwrap();
+    let pid = rig.matapa.status().unwrap().pid;
+    // CHOWN, DAC_READ_SEARCH, KILL, SETGID, SETUID, NET_BIND_SERVICE, NET_ADMIN, NET_RAW, PERFMON, BPF (capability.h).
+    let needed: u64 = [0, 2, 5, 6, 7, 10, 12, 13, 38, 39].iter().map(|bit| 1 << bit).sum();
+    let tasks: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().collect();
+    assert!(tasks.len() > 1, "{tasks:?}");
+    for task in tasks {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            u64::from_str_radix(line.trim_start_matches(':').trim(), 16).unwrap()
+        };
+        for (name, wanted) in [
+            ("CapInh", 0),
+            ("CapPrm", needed),
+            ("CapEff", needed),
+            ("CapBnd", needed),
+            ("CapAmb", 0),
+            ("NoNewPrivs", 1),
+        ] {
+            assert_eq!(field(name), wanted, "{name} of a thread:\n{status}");
+        }
+    }
+    rig.finish();
+}

@@ -245,6 +245,6 @@ pub const RCODES: [&str; 11] = [
 pub struct Exec {
     /// Absolute path and arguments; `{address}` and `{port}` in an argument are replaced.
     pub command: Vec<String>,
-    /// Whose rights it has. `None`: the daemon's.
+    /// Whose rights it has. `None`: the daemon's, which no configuration says.
     pub user: Option<String>,
 }

@@ -10,7 +10,7 @@ use log::{info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
-use super::{host, systemd};
+use super::{host, privileges, systemd};
 use crate::api::{metrics, server, socket};
 use crate::carp;
 use crate::config::{Config, Service};
@@ -50,6 +50,9 @@ pub struct Options {
 /// # Errors
 /// When it cannot start; nothing is left attached then that was not before.
 pub fn run(options: &Options, config: Config) -> anyhow::Result<()> {
+    // Mounting it is the only thing that needs more than what is kept.
+    pins::ensure_bpf_fs(&pins::directory())?;
+    privileges::give_up();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

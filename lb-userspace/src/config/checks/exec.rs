@@ -8,6 +8,9 @@ use super::super::document::{self, Entry, Known};
 use super::super::values::quote;
 use super::{line, optional};
 
+/// Whom programs run as. The kernel's overflow user, to whom no file belongs.
+const NOBODY: &str = "nobody";
+
 const HELP: &str = "write the program and its arguments: \
                     `command = [\"/usr/local/bin/check-mail\", \"{address}\"]`";
 
@@ -21,8 +24,8 @@ pub(super) fn read(errors: &mut Errors, known: &Known<'_>, key: Span) -> Option<
             None
         }
     };
-    let user = optional(errors, known, "user", |errors, entry| line(errors, entry, "nobody"));
-    Some(Exec { command: command?, user: user? })
+    let user = optional(errors, known, "user", |errors, entry| line(errors, entry, NOBODY))?;
+    Some(Exec { command: command?, user: user.or_else(|| Some(NOBODY.to_owned())) })
 }
 
 /// A text is split at blanks; a list is taken as it is.

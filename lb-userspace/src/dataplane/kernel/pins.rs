@@ -269,7 +269,10 @@ fn remove_directory(dir: &Path) -> io::Result<()> {
 }
 
 /// Mounts the BPF file system where it belongs if that is missing.
-fn ensure_bpf_fs(dir: &Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When `dir` is elsewhere, or the mount is refused.
+pub fn ensure_bpf_fs(dir: &Path) -> anyhow::Result<()> {
     let there = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     if statfs(there).is_ok_and(|stat| stat.filesystem_type() == BPF_FS) {
         return Ok(());
