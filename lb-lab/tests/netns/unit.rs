@@ -11,6 +11,12 @@ use crate::support::{ECHO, Rig, TCP_CHECK, assert_prompt, binary, echo_config, r
 
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// `--bounding-set` of setpriv(1) for these capabilities.
+fn bounding(capabilities: &str) -> String {
+    let names = capabilities.split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase());
+    names.fold("--bounding-set=-all".to_owned(), |all, name| format!("{all},+{name}"))
+}
+
 /// What a line of the unit says, without repetition.
 fn setting(unit: &Path, key: &str) -> String {
     let text = std::fs::read_to_string(unit).unwrap();
@@ -23,10 +29,6 @@ fn setting(unit: &Path, key: &str) -> String {
 fn few_privileges_are_enough_and_the_service_manager_is_told() {
     let unit = root().join("packaging/matapa.service");
     let capabilities = setting(&unit, "CapabilityBoundingSet");
-    let bounding: String = capabilities
-        .split(' ')
-        .map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase()))
-        .collect();
     let rig = Rig::prepare(&echo_config(TCP_CHECK), &["mx1", "mx2"]);
     let echo: Vec<EchoServer> =
         rig.topology.servers.iter().map(|server| EchoServer::start(server, ECHO).unwrap()).collect();
@@ -39,7 +41,7 @@ fn few_privileges_are_enough_and_the_service_manager_is_told() {
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
     let mut command = rig.lab().command("setpriv").unwrap();
-    command.arg("--no-new-privs").arg(format!("--bounding-set=-all{bounding}")).arg("--").arg(binary());
+    command.arg("--no-new-privs").arg(bounding(&capabilities)).arg("--").arg(binary());
     command
         .env("MATAPA_PIN_DIR", rig.matapa.pins())
         .env("NOTIFY_SOCKET", &notify)
@@ -65,6 +67,34 @@ fn few_privileges_are_enough_and_the_service_manager_is_told() {
     rig.matapa.detach().unwrap();
     rig.matapa.check_nothing_left().unwrap();
     drop((echo, daemon));
+    rig.remove();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
+fn programs_of_checks_need_what_the_drop_in_allows() {
+    let capabilities = |file: &str| setting(&root().join("packaging").join(file), "CapabilityBoundingSet");
+    let unit = capabilities("matapa.service");
+    let both = format!("{unit} {}", capabilities("exec-checks.conf"));
+    let check =
+        "type = \"exec\", command = \"/bin/true\", interval = \"300ms\", timeout = \"200ms\", rise = 1";
+    let rig = Rig::prepare(&echo_config(&format!("check = {{ {check} }}")), &["mx1", "mx2"]);
+    for (capabilities, number) in [(&unit, Some(83)), (&both, None)] {
+        let mut command = rig.lab().command("setpriv").unwrap();
+        command.arg("--no-new-privs").arg(bounding(capabilities)).arg("--").arg(binary());
+        command.env("MATAPA_PIN_DIR", rig.matapa.pins()).arg("--socket").arg(rig.matapa.socket());
+        command.arg("run").arg("-c").arg(rig.lab().directory().join("gateway.toml"));
+        let mut daemon = rig.lab().start(&rig.gateway().netns, "unit", command).unwrap();
+        let result = wait_until("a check's result", LIMIT, || {
+            daemon.check_running()?;
+            let Ok(checks) = rig.matapa.checks() else { return Ok(None) };
+            Ok(checks.backends.first().and_then(|one| one.results.first().cloned()))
+        });
+        let result = result.unwrap_or_else(|error| panic!("{error:#}: {}", daemon.log()));
+        assert_eq!(result.error_number, number, "{result:?}");
+        daemon.terminate(LIMIT).unwrap();
+    }
+    rig.matapa.detach().unwrap();
     rig.remove();
 }
 

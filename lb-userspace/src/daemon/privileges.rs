@@ -4,7 +4,7 @@ use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
 use log::{debug, warn};
 
-/// As packaging/matapa.service has it.
+/// As packaging/matapa.service and packaging/exec-checks.conf have it.
 const NEEDED: [Capability; 9] = [
     // Programs and maps.
     Capability::CAP_BPF,

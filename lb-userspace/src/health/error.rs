@@ -188,6 +188,11 @@ pub enum CheckError {
     /// The user that a program is to run as does not exist here. Says nothing about the server either.
     #[error("there is no user {0}, whom the command is to run as")]
     NoUser(String),
+    /// The daemon may not become that user. Says nothing about the server either.
+    #[error(
+        "the daemon may not run the command as {0}: it needs CAP_SETUID and CAP_SETGID (packaging/exec-checks.conf)"
+    )]
+    MayNotBecome(String),
     /// This machine could not even ask, so nothing is known of the server:
     /// see [`CheckError::is_inconclusive`].
     #[error("local error while {stage}: {}", Errno::from_raw(*errno).desc())]
@@ -241,6 +246,7 @@ impl CheckError {
             Self::ExitCode { .. } => 80,
             Self::Signal(_) => 81,
             Self::NoUser(_) => 82,
+            Self::MayNotBecome(_) => 83,
             Self::Local { stage, .. } => 90 + stage.number(),
         }
     }
@@ -249,7 +255,7 @@ impl CheckError {
     /// not take every server down.
     #[must_use]
     pub const fn is_inconclusive(&self) -> bool {
-        matches!(self, Self::Local { .. } | Self::NoUser(_) | Self::Authorities(_))
+        matches!(self, Self::Local { .. } | Self::NoUser(_) | Self::MayNotBecome(_) | Self::Authorities(_))
     }
 
     /// What an error of a socket call means.
@@ -310,6 +316,7 @@ mod tests {
             CheckError::ExitCode { code: 1, text: String::new() },
             CheckError::Signal(libc::SIGSEGV),
             CheckError::NoUser("checker".into()),
+            CheckError::MayNotBecome("checker".into()),
         ];
         for stage in Stage::ALL {
             errors.extend([

@@ -32,7 +32,11 @@ pub(super) async fn examine(path: Path, exec: &Exec) -> Examined {
         // Not what a connection's error would mean.
         Err(error) => {
             let errno = error.raw_os_error().unwrap_or(0);
-            return CheckError::Local { stage: Stage::Command, errno }.into();
+            return match &exec.user {
+                Some(user) if errno == libc::EPERM => CheckError::MayNotBecome(user.clone()),
+                _ => CheckError::Local { stage: Stage::Command, errno },
+            }
+            .into();
         }
     };
     let group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
