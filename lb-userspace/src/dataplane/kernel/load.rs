@@ -1,7 +1,8 @@
 //! Loading the program: over new maps, or over the pinned ones of an earlier daemon.
 
+use std::num::NonZero;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
 use aya::maps::{HashMap as AyaHashMap, Map, PerCpuArray, ProgramArray, RingBuf};
@@ -247,17 +248,35 @@ impl Constants {
     }
 }
 
-/// Has the kernel verify the programs of these names.
+/// Has the kernel verify the programs of these names, as many at a time as there are CPUs: it takes most of a start.
 pub(super) fn load_programs<'n>(
     ebpf: &mut Ebpf,
     names: impl IntoIterator<Item = &'n &'static str>,
 ) -> anyhow::Result<()> {
-    for name in names {
-        xdp(ebpf, name)?.load().with_context(|| {
-            format!("the kernel refused the program {name} (it needs Linux 6.1 or newer and CAP_BPF)")
-        })?;
+    let names: Vec<&str> = names.into_iter().copied().collect();
+    // Also a name that the object lacks is an error.
+    for name in &names {
+        xdp(ebpf, name)?;
     }
-    Ok(())
+    let wanted = ebpf.programs_mut().filter(|(name, _)| names.contains(name));
+    let queue = Mutex::new(wanted);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let load_some = || -> anyhow::Result<()> {
+        while let Some((name, program)) = next() {
+            let program: &mut Xdp = program.try_into()?;
+            program.load().with_context(|| {
+                format!("the kernel refused the program {name} (it needs Linux 6.1 or newer and CAP_BPF)")
+            })?;
+        }
+        Ok(())
+    };
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(load_some)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 /// Puts the programs that the first one calls where it finds them.
