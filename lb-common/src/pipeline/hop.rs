@@ -83,7 +83,8 @@ pub(super) fn ingress<E: Env>(env: &E, work: &Work) -> u32 {
 }
 
 /// Asks the routing table what `work.query` says, unless no daemon has been alive for too long. That nothing is forwarded
-/// then costs packets nothing before: what is remembered of next hops is good for a tick at most, and then they come here. The answer is in `work.hop`, or its MTU in `work.mtu`.
+/// then costs packets nothing before: what is remembered of next hops is good for a tick at most, and then they come here.
+/// The answer is in `work.hop`, or its MTU in `work.mtu`.
 #[inline(never)]
 fn look_up<E: Env>(env: &E, work: &mut Work) -> Reach {
     // Before the question: what changes meanwhile makes the answer stale.

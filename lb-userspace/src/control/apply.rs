@@ -71,7 +71,7 @@ impl Control {
         if let Err(Refusal::Configuration(lines)) = &prepared {
             self.emit(EventKind::ReloadRefused { errors: lines.clone() });
         }
-        let Prepared { config: new, state, interfaces, vhids, sync, answers, left_out, .. } = prepared?;
+        let Prepared { config: new, state, image, interfaces, vhids, sync, answers, left_out } = prepared?;
         let services = self.service_states();
         // An interface that was removed and made again has another number.
         let same =
@@ -92,7 +92,7 @@ impl Control {
         if new.flows.capacity != self.config.flows.capacity {
             warn!("{CAPACITY_STAYS}");
         }
-        let steps = match bring(&mut self.dataplane, &new, &state, &self.sync) {
+        let steps = match bring_to(&mut self.dataplane, &image, &new, &self.sync) {
             Ok(steps) => steps,
             Err(error) => {
                 self.converge();
@@ -243,7 +243,17 @@ fn bring(
     sync: &FlowSync,
 ) -> anyhow::Result<usize> {
     let wanted = desired(config, state, dataplane.image(), dataplane.maps().capacity())?;
-    let steps = plan(dataplane.image(), &wanted);
+    bring_to(dataplane, &wanted, config, sync)
+}
+
+/// Makes the maps what `wanted` says, which follows from `config`.
+fn bring_to(
+    dataplane: &mut Dataplane<Kernel>,
+    wanted: &Image,
+    config: &Config,
+    sync: &FlowSync,
+) -> anyhow::Result<usize> {
+    let steps = plan(dataplane.image(), wanted);
     sync.before(dataplane, &config.flows, &steps);
     let done: anyhow::Result<()> =
         steps.iter().try_for_each(|step| dataplane.apply(step).with_context(|| format!("step {step:?}")));
