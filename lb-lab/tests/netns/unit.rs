@@ -59,6 +59,14 @@ fn few_privileges_are_enough_and_the_service_manager_is_told() {
     assert_eq!([hear(), hear()], ["WATCHDOG=1", "WATCHDOG=1"]);
     rig.matapa.wait_healthy(LIMIT).unwrap();
     assert_prompt(&rig.connect_echo());
+    // Both load other instances of the program.
+    for words in [
+        &["explain", "192.0.2.2:40000", "203.0.113.10:7"][..],
+        &["trace", "proto", "udp", "--duration", "1s"],
+    ] {
+        let done = rig.matapa.cli(words).unwrap();
+        assert!(done.ok(), "{done:?}");
+    }
     let log = daemon.log();
     assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
     daemon.terminate(LIMIT).unwrap();

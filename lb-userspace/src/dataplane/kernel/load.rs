@@ -1,11 +1,12 @@
 //! Loading the program: over new maps, or over the pinned ones of an earlier daemon.
 
 use std::num::NonZero;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
-use aya::maps::{HashMap as AyaHashMap, Map, PerCpuArray, ProgramArray, RingBuf};
+use aya::maps::{HashMap as AyaHashMap, Map, MapData, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::endpoint::ENDPOINT_WAYS;
@@ -306,7 +307,10 @@ fn kernel(
     let mut take = |name: &'static str| {
         ebpf.take_map(name).with_context(|| format!("the program's object has no map {name}"))
     };
-    let held = RingBuf::try_from(take(map::HELD)?).context("cannot map HELD into memory")?;
+    let Map::RingBuf(data) = take(map::HELD)? else { bail!("the map HELD is not a ring buffer") };
+    let again = data.fd().as_fd().try_clone_to_owned().context("cannot copy the descriptor of HELD")?;
+    let held_map = MapData::from_fd(again)?;
+    let held = RingBuf::try_from(Map::RingBuf(data)).context("cannot map HELD into memory")?;
     let mut array = |name: &'static str, value_size: usize, elements: u32| {
         let Map::Array(data) = take(name)? else { bail!("the map {name} is not an array") };
         Mapped::new(&data, value_size, elements as usize)
@@ -344,6 +348,7 @@ fn kernel(
         stages,
         constants: constants.clone(),
         held: Some(held),
+        held_map,
         logger,
         ebpf,
     })

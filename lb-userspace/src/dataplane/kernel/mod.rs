@@ -65,6 +65,8 @@ pub struct Kernel {
     stages: Option<Map>,
     constants: Constants,
     held: Option<RingBuf<MapData>>,
+    /// The same, to share it.
+    held_map: MapData,
     logger: Option<Logger>,
     ebpf: Ebpf,
 }

@@ -2,14 +2,13 @@
 //!
 //! It has its own stages, and of the maps that are not pinned its own too, unless it is to share them.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use aya::Ebpf;
-use aya::maps::{Map, MapData};
+use aya::maps::Map;
 use lb_common::abi::{self, map};
 use log::warn;
 
@@ -53,13 +52,6 @@ impl Kernel {
             paths: Vec::new(),
             passing: Vec::new(),
         };
-        let mut maps = BTreeMap::new();
-        for id in if shared.is_empty() { BTreeSet::new() } else { self.map_ids()? } {
-            // By its number: it may have been taken out of the object.
-            let map =
-                MapData::from_id(id).with_context(|| format!("cannot open the map with number {id}"))?;
-            maps.insert(map.info()?.name_as_str().unwrap_or_default().to_owned(), map);
-        }
         for &name in shared {
             let path = pins.passing(name, trace);
             // An earlier daemon may have ended in the middle of this.
@@ -69,8 +61,13 @@ impl Kernel {
                 }
                 _ => {}
             }
-            let map = maps.get(name).with_context(|| format!("the program uses no map {name}"))?;
-            map.pin(&path).with_context(|| format!("cannot pin {name} at {}", path.display()))?;
+            // Not by its number: to open a map by that takes CAP_SYS_ADMIN.
+            match self.ebpf.map(name) {
+                Some(map) => map.pin(&path),
+                None if name == map::HELD => self.held_map.pin(&path),
+                None => bail!("the program uses no map {name}"),
+            }
+            .with_context(|| format!("cannot pin {name} at {}", path.display()))?;
             recipe.passing.push(path.clone());
             paths.push((name, path));
         }
