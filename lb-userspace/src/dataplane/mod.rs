@@ -1,6 +1,6 @@
 //! The packet path as the daemon sees it: what the maps hold, what they should hold, and the steps between.
 //!
-//! [`image`] is the content of the maps as plain data; [`plan`] finds the ordered steps from one image to another;
+//! [`image`] is the content of the maps as plain data; [`mod@plan`] finds the ordered steps from one image to another;
 //! [`desired`] makes an image from a configuration and what the checks say. [`Dataplane`] takes the steps, over the
 //! kernel's maps ([`kernel`]) or over plain memory ([`memory`]), where tests run the same packet code on the host.
 
