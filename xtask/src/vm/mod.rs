@@ -110,11 +110,20 @@ fn all(workspace: &Workspace, series: &[Series], binary: &Path, tests: &mut Test
     let kernels = setup::machines(workspace, series, Install::Yes)?;
     let directory = workspace.target.join("vm");
     let contents = initramfs::Contents::gather(workspace, &directory, binary)?;
+    // At the same time: an emulated machine does little else than verify programs, which is the work of one processor.
+    let outcomes: Vec<(Result<Duration>, Tests)> = std::thread::scope(|scope| {
+        let boot = |kernel| {
+            let mut inside = Tests::default();
+            (one(workspace, &directory, kernel, &contents, &mut inside), inside)
+        };
+        let machines: Vec<_> = kernels.iter().map(|kernel| scope.spawn(move || boot(kernel))).collect();
+        let ends = machines.into_iter().map(std::thread::ScopedJoinHandle::join);
+        ends.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
     let mut ended: Vec<String> = Vec::new();
-    for kernel in &kernels {
+    for (kernel, (outcome, inside)) in kernels.iter().zip(outcomes) {
         let place = kernel.series.to_string();
-        let mut inside = Tests::default();
-        match one(workspace, &directory, kernel, &contents, &mut inside) {
+        match outcome {
             Ok(time) => println!("{place}: {} checks passed [{}]", inside.passed, seconds(time)),
             Err(error) => {
                 println!("{place}: error: {error:#}");
