@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
 use lb_bench::Options;
+use lb_bench::report::write_json;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures the packet path; `cargo xtask bench datapath` runs it")]
@@ -47,8 +48,7 @@ fn bench(arguments: Arguments) -> Result<bool> {
     let report = lb_bench::run(&options)?;
     print!("{report}");
     if let Some(path) = arguments.json {
-        let text = serde_json::to_string_pretty(&report).context("cannot write the figures as JSON")?;
-        std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        write_json(&path, &report)?;
     }
     let errors = report.errors().count();
     if errors > 0 {

@@ -3,11 +3,22 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::path::Path;
 
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use crate::cases::{FLOOR, Flows, MAPS};
 use crate::measure::Options;
+
+/// Writes figures to a file, for programs.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_json(path: &Path, figures: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(figures).context("cannot write the figures as JSON")?;
+    fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+}
 
 /// One case's figures, in nanoseconds per packet.
 #[derive(Clone, Debug, Serialize)]

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
 use lb_bench::checks::{Figures, Kind, Options, run};
+use lb_bench::report::write_json;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures health checks; `cargo xtask bench checks` runs it")]
@@ -43,8 +44,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
         rows.push(figures);
     }
     if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&rows).context("cannot write the figures as JSON")?;
-        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        write_json(path, &rows)?;
     }
     Ok(())
 }

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
 use lb_bench::control::daemon::Gateway;
 use lb_bench::control::{Row, tables};
 use lb_bench::network;
+use lb_bench::report::write_json;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures the control plane; `cargo xtask bench control` runs it")]
@@ -75,8 +76,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
         add(gateway.idle(capacity, million.min(capacity / 2), idle)?);
     }
     if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&rows).context("cannot write the figures as JSON")?;
-        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        write_json(path, &rows)?;
     }
     Ok(())
 }

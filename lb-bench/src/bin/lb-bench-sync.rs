@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
+use lb_bench::report::write_json;
 use lb_common::abi::FlowTuple;
 use lb_common::abi::flow::{FlowState, FlowWord, WAYS};
 use lb_common::abi::net::{Be16, mapped};
@@ -123,8 +124,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
         rows.push(row);
     }
     if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&rows).context("cannot write the figures as JSON")?;
-        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        write_json(path, &rows)?;
     }
     Ok(())
 }

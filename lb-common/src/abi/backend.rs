@@ -25,8 +25,8 @@ impl BackendFlags {
     pub const IN_TABLE: Self = Self(16);
     /// The address is IPv6; the VIP need not be with `ipip` and `gue`.
     pub const V6: Self = Self(32);
-    /// Known flows may take the short way: it is up, `nat` or `dsr` without [`Self::REVERSE`], and of one port. Then
-    /// [`Backend::vip`] and what follows it is there.
+    /// Flows may take the short way: it is not down, of one port and of its VIP's family, and gets packets by `nat` without
+    /// [`Self::REVERSE`], by `dsr` or by `ipip`. Then [`Backend::vip`] and what follows it is there.
     pub const SHORT: Self = Self(64);
     /// It gets no new flow while it has as many as [`super::Live::limit`] says.
     pub const LIMITED: Self = Self(128);
