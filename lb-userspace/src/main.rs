@@ -1,14 +1,22 @@
 //! `matapa`: see [`lb_userspace::cli`].
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use lb_userspace::cli::args::{Check, RunArgs};
-use lb_userspace::cli::{self, ExitCode, Failure, Hooks, output, resolve};
+use lb_userspace::cli::{self, ExitCode, Failure, Hooks, logging, output, resolve};
 use lb_userspace::config::{self, Config};
 use lb_userspace::daemon;
 use lb_userspace::dataplane::kernel::pins;
+use lb_userspace::health::checker;
+use log::LevelFilter;
 
 fn main() -> std::process::ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    // The daemon's word, not one for people: neither help nor completions have it.
+    if words.next().is_some_and(|word| word == checker::WORD) {
+        return check_servers(words.next()).into();
+    }
     cli::main(std::env::args_os(), &Hooks { run, check, detach }).into()
 }
 
@@ -21,6 +29,18 @@ fn run(arguments: &RunArgs, socket: Option<&Path>) -> Result<(), Failure> {
         trace_packets: arguments.trace_packets,
     };
     daemon::run(&options, config).map_err(|error| Failure::failed(format!("{error:#}")))
+}
+
+/// As the daemon says, which logs at this level.
+fn check_servers(level: Option<OsString>) -> ExitCode {
+    logging::start(level.and_then(|level| level.to_str()?.parse().ok()).unwrap_or(LevelFilter::Info));
+    match checker::serve() {
+        Ok(()) => ExitCode::Done,
+        Err(error) => {
+            log::error!("{error:#}");
+            ExitCode::Failed
+        }
+    }
 }
 
 fn check(arguments: &Check, color: bool) -> Result<(), Failure> {

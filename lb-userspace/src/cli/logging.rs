@@ -4,15 +4,19 @@ use std::io::Write as _;
 
 use log::{Level, LevelFilter};
 
-/// Starts logging: warnings for a command, also what it does for a daemon; each `-v` says more.
-/// `MATAPA_LOG` overrides, in env_logger's syntax.
-pub fn start(daemon: bool, verbose: u8) {
-    let level = match (daemon, verbose) {
+/// What is logged: warnings for a command, also what it does for a daemon; each `-v` says more.
+#[must_use]
+pub const fn level(daemon: bool, verbose: u8) -> LevelFilter {
+    match (daemon, verbose) {
         (false, 0) => LevelFilter::Warn,
         (true, 0) | (false, 1) => LevelFilter::Info,
         (true, 1) | (false, 2) => LevelFilter::Debug,
         _ => LevelFilter::Trace,
-    };
+    }
+}
+
+/// Starts logging. `MATAPA_LOG` overrides the level, in env_logger's syntax.
+pub fn start(level: LevelFilter) {
     let mut builder = env_logger::Builder::new();
     // It tells every byte it reads.
     builder.filter_level(level).filter_module("netlink_proto", LevelFilter::Warn).parse_env("MATAPA_LOG");

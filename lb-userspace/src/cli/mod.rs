@@ -54,7 +54,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, hooks: &Hooks) -> Exi
         Err(error) => return usage(&error),
     };
     output::set_color(cli.color);
-    logging::start(matches!(cli.command, Command::Run(_)), cli.verbose);
+    logging::start(logging::level(matches!(cli.command, Command::Run(_)), cli.verbose));
     match dispatch(cli, hooks) {
         Ok(()) => ExitCode::Done,
         Err(failure) => {

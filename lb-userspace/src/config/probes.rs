@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// What to check on a backend, and how often. Equal checks of one address are run once.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Check {
     pub probe: Probe,
     /// Between the starts of two checks. Default 10 s.
@@ -88,7 +90,7 @@ impl CheckKind {
 }
 
 /// What is asked. Shared, as there is one for each backend of a pool.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Probe {
     /// The connection opens; it is then closed.
     Tcp,
@@ -131,7 +133,7 @@ impl Probe {
 }
 
 /// How the server's certificate is looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tls {
     /// The name that is asked for (SNI, RFC 6066 section 3) and that the certificate must have. `None`: the `host` of
     /// an HTTP check, or else the server's address, without SNI.
@@ -151,7 +153,7 @@ impl Default for Tls {
 }
 
 /// One request over HTTP/1.1 (RFC 9112).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Http {
     pub method: Method,
     /// As in the request line, with its query. Default `/`.
@@ -166,7 +168,7 @@ pub struct Http {
     pub tls: Option<Tls>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Method {
     #[default]
     Get,
@@ -174,7 +176,7 @@ pub enum Method {
 }
 
 /// How an SMTP session is secured.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Smtp {
     Plain,
     /// After EHLO (RFC 3207).
@@ -184,7 +186,7 @@ pub enum Smtp {
 }
 
 /// A dialogue of texts or bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SendExpect {
     /// At least one, in this order.
     pub steps: Vec<Step>,
@@ -192,7 +194,7 @@ pub struct SendExpect {
     pub tls: Option<Tls>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Step {
     /// Sent first; may be empty.
     pub send: Vec<u8>,
@@ -201,7 +203,7 @@ pub struct Step {
 }
 
 /// What an answer must be like.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Pattern {
     /// As the configuration has it, for people.
     pub written: String,
@@ -210,7 +212,7 @@ pub struct Pattern {
 }
 
 /// A part of a [`Pattern`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Piece {
     Byte(u8),
     /// Any one byte.
@@ -220,7 +222,7 @@ pub enum Piece {
 }
 
 /// One DNS query (RFC 1035).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Dns {
     /// Fully qualified. Default `.`, the root.
     pub query: String,
@@ -241,7 +243,7 @@ pub const RCODES: [&str; 11] = [
 ];
 
 /// A program that says by its exit code whether a server is well.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Exec {
     /// Absolute path and arguments; `{address}` and `{port}` in an argument are replaced.
     pub command: Vec<String>,

@@ -35,6 +35,9 @@ use crate::net::ports::Interfaces;
 use crate::net::watch as follow;
 use crate::sync::key;
 
+/// The file that this process runs, even if another has taken its place (proc_pid_exe(5)).
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
 /// How to run.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -125,7 +128,7 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         attached: Vec::new(),
         runner: {
             health::raise_descriptor_limit();
-            health::spawn(reports_to)
+            health::checker::spawn(reports_to, THIS_PROGRAM.into())
         },
         events: events.clone(),
         swept: Swept::default(),

@@ -4,12 +4,13 @@ use std::fmt;
 use std::io;
 
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::probe::handshake_error;
 use super::probe::reply::MAX_TEXT;
 
 /// How far a check had come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Stage {
     /// The TCP handshake.
     Connect,
@@ -90,7 +91,7 @@ impl fmt::Display for Stage {
 /// Why a check failed.
 ///
 /// Texts and [numbers](CheckError::number) are stable: logs are searched and alerts filtered by them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum CheckError {
     /// Nothing listens: the server answered the SYN with a RST.
     #[error("connection refused")]

@@ -2,7 +2,8 @@
 //!
 //! What is decided is pure and takes the time as a value: [`fsm`] says when a server goes up or down,
 //! [`schedule`] when it is checked. What touches the network is thin: [`probe`] asks one server once,
-//! [`runner`] joins the three in one task and sends a [`Report`] for every finished check.
+//! [`runner`] joins the three in one task and sends a [`Report`] for every finished check. The daemon has all that done
+//! in another process, which can do little besides: [`checker`].
 //!
 //! ```no_run
 //! # async fn example(config: lb_userspace::config::Check) {
@@ -21,8 +22,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{Check, CheckKind};
 
+pub mod checker;
 mod error;
 pub mod fsm;
 pub mod probe;
@@ -43,8 +47,8 @@ pub use runner::{Runner, raise_descriptor_limit, spawn};
     Hash,
     PartialOrd,
     Ord,
-    serde::Serialize,
-    serde::Deserialize,
+    Serialize,
+    Deserialize,
     utoipa::ToSchema,
 )]
 #[serde(rename_all = "lowercase")]
@@ -57,7 +61,7 @@ pub enum Health {
 }
 
 /// One thing to check. Services that share a server and a check share the target.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Target {
     /// Where the check connects to.
     pub address: SocketAddr,
@@ -67,14 +71,14 @@ pub struct Target {
 }
 
 /// A VIP on a server, and how packets get there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Via {
     pub vip: SocketAddr,
     pub carriage: Carriage,
 }
 
 /// How a packet for the VIP is brought to one server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Carriage {
     /// By the server's MAC address.
     Direct,

@@ -30,8 +30,9 @@ pub struct Runner {
     commands: mpsc::UnboundedSender<Command>,
 }
 
+/// What a [`Runner`] is told.
 #[derive(Debug)]
-enum Command {
+pub(super) enum Command {
     SetTargets(Vec<(Target, Health)>),
     Poll(oneshot::Sender<()>),
 }
@@ -51,6 +52,12 @@ pub fn spawn(reports: mpsc::Sender<Report>) -> Runner {
 }
 
 impl Runner {
+    /// One whose commands are carried out by whoever receives them.
+    pub(super) fn commanding() -> (Self, mpsc::UnboundedReceiver<Command>) {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        (Self { commands }, inbox)
+    }
+
     /// Replaces the targets. Those that stay keep their state and their schedule, new ones are checked at
     /// once, and results of those that go are discarded.
     ///
@@ -97,7 +104,7 @@ where
     P: Fn(Arc<Target>) -> F + Send + 'static,
     F: Future<Output = Examined> + Send + 'static,
 {
-    let (commands, inbox) = mpsc::unbounded_channel();
+    let (runner, inbox) = Runner::commanding();
     let (events_in, events) = mpsc::unbounded_channel();
     let worker = Worker {
         reports,
@@ -114,7 +121,7 @@ where
         events_in,
     };
     tokio::spawn(worker.run(inbox, events));
-    Runner { commands }
+    runner
 }
 
 /// What the task of a check tells the worker.

@@ -15,6 +15,7 @@ use tokio::time::timeout_at;
 
 use super::{Examined, Path};
 use crate::config::Exec;
+use crate::health::checker::sandbox;
 use crate::health::error::excerpt;
 use crate::health::{CheckError, Stage};
 
@@ -90,8 +91,16 @@ async fn command(path: Path, exec: &Exec) -> Result<Command, CheckError> {
         .stderr(Stdio::null())
         .process_group(0)
         .kill_on_drop(true);
-    // SAFETY: it makes two system calls and nothing else, which is allowed between fork and exec.
-    unsafe { command.pre_exec(give_up) };
+    let local = |error: io::Error| CheckError::from_io(&error, Stage::Command);
+    let mut sandbox = Some(sandbox::for_programs().map_err(local)?);
+    let confine = move || {
+        give_up()?;
+        let sandbox = sandbox.take().ok_or(io::ErrorKind::InvalidInput)?;
+        // What is refused needs no memory to be told.
+        sandbox.restrict_self().map(drop).map_err(|_| io::ErrorKind::PermissionDenied.into())
+    };
+    // SAFETY: it makes system calls and takes no memory, which is allowed between fork and exec.
+    unsafe { command.pre_exec(confine) };
     if let Some(name) = &exec.user {
         let user = name.clone();
         // Where users come from a directory service, this may wait.

@@ -32,6 +32,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 mod tls;
+pub(super) mod trust;
 mod vip;
 
 pub(crate) use tls::handshake_error;

@@ -2,31 +2,18 @@
 //!
 //! Sessions are not resumed: a resumed one shows no certificate, and an expired one would go unnoticed.
 
-use std::collections::HashMap;
-use std::io;
-use std::path::{Path as FilePath, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::CertificateError;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{Examined, Path, step, tcp};
+use super::{Examined, Path, step, tcp, trust};
 use crate::config::Tls;
 use crate::health::error::excerpt;
 use crate::health::{CheckError, Stage};
-
-/// How long the system's authorities are used before they are read anew.
-const SYSTEM_FRESH: Duration = Duration::from_secs(3600);
-/// More is no list of certificates.
-const LARGEST_CA_FILE: u64 = 16 << 20;
 
 /// A connection on which TLS is spoken.
 #[derive(Debug)]
@@ -65,7 +52,7 @@ pub(super) async fn secure(
     tls: &Tls,
     host: Option<&str>,
 ) -> Result<Secured, CheckError> {
-    let config = config_for(tls).await?;
+    let config = trust::config(tls).await?;
     let named = tls.server_name.as_deref().or(host);
     let name = named.and_then(|name| ServerName::try_from(without_port(name).to_owned()).ok());
     let name = name.unwrap_or_else(|| ServerName::from(path.address.ip()));
@@ -142,147 +129,6 @@ fn words(variant: &impl std::fmt::Debug) -> String {
         words.push(c.to_ascii_lowercase());
     }
     words
-}
-
-/// Which certificates are taken.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Trust {
-    Any,
-    System,
-    File(PathBuf),
-}
-
-#[derive(Clone, Debug)]
-struct Cached {
-    config: Arc<ClientConfig>,
-    read: Instant,
-    /// Of a file, when it was changed last, and its length.
-    version: Option<(SystemTime, u64)>,
-}
-
-static CONFIGS: LazyLock<Mutex<HashMap<Trust, Cached>>> = LazyLock::new(Mutex::default);
-
-/// Authorities are read once and kept until their file changes.
-async fn config_for(tls: &Tls) -> Result<Arc<ClientConfig>, CheckError> {
-    let trust = match &tls.ca_file {
-        _ if !tls.verify => Trust::Any,
-        Some(file) => Trust::File(file.clone()),
-        None => Trust::System,
-    };
-    if let Some(config) = cached(&trust) {
-        return Ok(config);
-    }
-    // Reading and parsing takes milliseconds, which other checks should not wait for.
-    let loaded = tokio::task::spawn_blocking(move || load(&trust)).await;
-    loaded
-        .unwrap_or_else(|_| Err(io::Error::other("reading broke off")))
-        .map_err(|error| CheckError::Authorities(error.to_string()))
-}
-
-fn cached(trust: &Trust) -> Option<Arc<ClientConfig>> {
-    let known = CONFIGS.lock().unwrap_or_else(PoisonError::into_inner).get(trust).cloned()?;
-    let fresh = match trust {
-        Trust::Any => true,
-        Trust::System => known.read.elapsed() < SYSTEM_FRESH,
-        Trust::File(file) => version(file).is_some_and(|now| known.version == Some(now)),
-    };
-    fresh.then_some(known.config)
-}
-
-fn version(file: &FilePath) -> Option<(SystemTime, u64)> {
-    let metadata = std::fs::metadata(file).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
-}
-
-fn load(trust: &Trust) -> io::Result<Arc<ClientConfig>> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?;
-    // Looked at before the file is read: a change in between is then noticed next time.
-    let version = if let Trust::File(file) = trust { version(file) } else { None };
-    let mut config = match trust {
-        Trust::Any => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-            .with_no_client_auth(),
-        Trust::System => builder.with_root_certificates(system_roots()?).with_no_client_auth(),
-        Trust::File(file) => builder.with_root_certificates(file_roots(file)?).with_no_client_auth(),
-    };
-    config.resumption = Resumption::disabled();
-    let config = Arc::new(config);
-    let cached = Cached { config: Arc::clone(&config), read: Instant::now(), version };
-    CONFIGS.lock().unwrap_or_else(PoisonError::into_inner).insert(trust.clone(), cached);
-    Ok(config)
-}
-
-fn system_roots() -> io::Result<RootCertStore> {
-    let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    // Systems have certificates that no longer pass; those that do are enough.
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        let why = found.errors.first().map_or_else(|| "none was found".to_owned(), ToString::to_string);
-        return Err(io::Error::new(io::ErrorKind::NotFound, format!("the system's: {why}")));
-    }
-    Ok(roots)
-}
-
-fn file_roots(file: &FilePath) -> io::Result<RootCertStore> {
-    let about = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
-    let invalid = |why: String| about(io::Error::new(io::ErrorKind::InvalidData, why));
-    let length = std::fs::metadata(file).map_err(about)?.len();
-    if length > LARGEST_CA_FILE {
-        return Err(invalid(format!("{length} bytes are too many")));
-    }
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&std::fs::read(file).map_err(about)?) {
-        let certificate = certificate.map_err(|error| invalid(error.to_string()))?;
-        roots.add(certificate).map_err(|error| invalid(error.to_string()))?;
-    }
-    if roots.is_empty() {
-        return Err(invalid("there is no certificate in it".to_owned()));
-    }
-    Ok(roots)
-}
-
-/// Takes every certificate whose key the server has.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

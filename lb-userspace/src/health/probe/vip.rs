@@ -249,12 +249,12 @@ async fn neighbour(server: IpAddr, deadline: Instant) -> Result<(u32, Mac), Chec
     }
 }
 
-/// Nothing while it is not known; the kernel is made to ask for it then. Takes some microseconds.
+/// Nothing while it is not known: the daemon has the kernel ask for it every second ([`crate::net::neighbours`]). Takes some
+/// microseconds.
 fn ask(server: IpAddr) -> io::Result<Option<(u32, Mac)>> {
     let kernel = Kernel::open()?;
     let Some(route) = kernel.route(server)? else { return Ok(None) };
     let Some((device, hop)) = next_hop(&route, server) else { return Ok(None) };
-    kernel.resolve(server)?;
     let attributes = kernel.neighbour(device, hop)?.map(|entry| entry.attributes).unwrap_or_default();
     Ok(attributes.into_iter().find_map(|attribute| match attribute {
         NeighbourAttribute::LinkLayerAddress(bytes) => Some((device, Mac::try_from(bytes.as_slice()).ok()?)),

@@ -121,3 +121,13 @@ async fn no_program_has_privileges() {
         assert_eq!(check(Exec { user, ..script(tell) }, PATIENT).await, exit_code(1, none));
     }
 }
+
+#[tokio::test]
+async fn no_program_writes_but_temporary_files() {
+    let elsewhere = concat!(env!("CARGO_MANIFEST_DIR"), "/written-by-a-check");
+    let refused = check(script(&format!("(: > {elsewhere}) 2>&1; exit 1")), PATIENT).await;
+    let Err(CheckError::ExitCode { text, .. }) = refused else { panic!("{refused:?}") };
+    assert!(text.ends_with("Permission denied") || text.contains("cannot create"), "{text}");
+    assert!(!FilePath::new(elsewhere).exists());
+    assert_eq!(check(script("t=$(mktemp) && rm $t && : > /dev/null"), PATIENT).await, Ok(()));
+}
