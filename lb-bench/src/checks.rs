@@ -1,18 +1,19 @@
 //! What health checks cost: thousands of servers on loopback, checked by one core.
 //!
-//! Servers and checks each have a thread, on a CPU of its own where there are two. With no jitter a target's checks
+//! Servers have a thread, checks one and a process, as in the daemon; each side is on a CPU of its own where there are two. With no jitter a target's checks
 //! start on a grid, so that how late a start is shows by itself: against the target's most punctual one.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use lb_userspace::config::{Check, Http, Method, Probe, Smtp};
-use lb_userspace::health::{self, Health, Report, Target};
+use lb_userspace::health::{self, Health, Report, Target, checker};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use serde::Serialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -29,6 +30,8 @@ pub struct Options {
     pub interval: Duration,
     /// For how many intervals.
     pub intervals: u32,
+    /// What becomes the process that checks when it is started with [`checker::WORD`].
+    pub program: PathBuf,
 }
 
 /// A kind of check.
@@ -88,7 +91,7 @@ pub struct Figures {
     /// From the start of a check to its verdict.
     pub took_p50: f64,
     pub took_p99: f64,
-    /// Of the thread that checks, as a share of one core.
+    /// Of the process that checks and of the thread that hears its reports, as a share of one core.
     pub cpu_percent: f64,
     /// The same for each check, in microseconds.
     pub cpu_micros: f64,
@@ -233,9 +236,22 @@ async fn answer(kind: Kind, mut stream: TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-fn cpu_time() -> Result<Duration> {
-    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("CLOCK_THREAD_CPUTIME_ID")?;
-    Ok(time.into())
+/// The clocks of what checks: this thread, and the process that it has started.
+struct CpuClocks([ClockId; 2]);
+
+impl CpuClocks {
+    fn find() -> Result<Self> {
+        let children = std::fs::read_to_string("/proc/thread-self/children")?;
+        let pids: Vec<i32> = children.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        let [pid] = pids[..] else { bail!("{} processes were started, not one that checks", pids.len()) };
+        let process = clock_getcpuclockid(Pid::from_raw(pid)).context("clock_getcpuclockid")?;
+        Ok(Self([ClockId::CLOCK_THREAD_CPUTIME_ID, process]))
+    }
+
+    fn read(&self) -> Result<Duration> {
+        let read = |clock: &ClockId| Ok(Duration::from(clock_gettime(*clock).context("clock_gettime")?));
+        self.0.iter().map(read).sum()
+    }
 }
 
 fn check(kind: Kind, port: u16, options: &Options, cpu: Option<usize>) -> Result<Figures> {
@@ -256,15 +272,16 @@ fn check(kind: Kind, port: u16, options: &Options, cpu: Option<usize>) -> Result
         let targets = (1..=options.backends).map(|number| (target(number), Health::Unknown)).collect();
         // As in the daemon.
         let (reports, mut inbox) = mpsc::channel(1024);
-        let runner = health::spawn(reports);
+        let runner = checker::spawn(reports, options.program.clone());
         runner.set_targets(targets);
         let begin = Instant::now() + options.interval * WARM_UP;
         receive(&mut inbox, begin, |_| {}).await?;
-        let (start, cpu) = (Instant::now(), cpu_time()?);
+        let clocks = CpuClocks::find()?;
+        let (start, cpu) = (Instant::now(), clocks.read()?);
         let mut all: Vec<Seen> = Vec::new();
         receive(&mut inbox, start + options.interval * options.intervals, |report| all.push(report.into()))
             .await?;
-        let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_time()?.saturating_sub(cpu));
+        let (seconds, cpu) = (start.elapsed().as_secs_f64(), clocks.read()?.saturating_sub(cpu));
         drop(runner);
         figures(kind, options, &all, seconds, cpu)
     })

@@ -9,7 +9,12 @@ const BACKENDS: u32 = if cfg!(debug_assertions) { 500 } else { 5000 };
 
 #[test]
 fn no_tick_is_missed() {
-    let options = Options { backends: BACKENDS, interval: Duration::from_secs(1), intervals: 4 };
+    let options = Options {
+        backends: BACKENDS,
+        interval: Duration::from_secs(1),
+        intervals: 4,
+        program: env!("CARGO_BIN_EXE_lb-bench-checks").into(),
+    };
     let figures = run(Kind::Tcp, &options).unwrap_or_else(|error| panic!("{error:#}"));
     println!("{}\n{figures}", Figures::HEADINGS);
     assert_eq!((figures.failures, figures.missed), (0, 0), "{figures}");

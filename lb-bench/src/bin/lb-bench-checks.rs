@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Parser;
 use lb_bench::checks::{Figures, Kind, Options, run};
 use lb_bench::report::write_json;
+use lb_userspace::health::checker;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures health checks; `cargo xtask bench checks` runs it")]
@@ -24,7 +25,9 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match bench(&Arguments::parse()) {
+    // The process that checks is this program once more.
+    let checks = std::env::args_os().nth(1).is_some_and(|word| word == checker::WORD);
+    match if checks { checker::serve() } else { bench(&Arguments::parse()) } {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -35,7 +38,9 @@ fn main() -> ExitCode {
 
 fn bench(arguments: &Arguments) -> Result<()> {
     let intervals = if arguments.quick { 3 } else { 10 };
-    let options = Options { backends: arguments.backends, interval: Duration::from_secs(1), intervals };
+    let program = std::env::current_exe().context("this program's file")?;
+    let options =
+        Options { backends: arguments.backends, interval: Duration::from_secs(1), intervals, program };
     println!("{}", Figures::HEADINGS);
     let mut rows = Vec::new();
     for kind in Kind::ALL {
