@@ -205,7 +205,6 @@ mod tests {
         // Three bars and two in the legend: what has no figure has no bar.
         let filled = |colour: usize| {
             let RGBColor(r, g, b) = COLOURS[colour];
-            svg.matches(&format!("<rect")).count();
             svg.lines()
                 .filter(|line| line.starts_with("<rect") && line.contains(&format!("#{r:02X}{g:02X}{b:02X}")))
                 .count()

@@ -12,7 +12,8 @@ mod frame;
 mod layout;
 
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_redirect};
+use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup};
+use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_ns, bpf_redirect};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
@@ -23,7 +24,7 @@ use lb_common::packet::eth::{self, EtherType, Macs};
 use lb_common::packet::ip4::{self, Ipv4};
 
 use frame::Frame;
-use layout::{BUCKETS, Counted, FRAME, PORT, Sent, Source, bucket, sink};
+use layout::{BUCKETS, BURST, Counted, FRAME, PORT, Sent, Source, bucket, sink};
 
 #[map]
 static SOURCE: Array<Source> = Array::with_max_entries(1, 0);
@@ -35,6 +36,8 @@ static SINK: Array<u32> = Array::with_max_entries(1, 0);
 static COUNTED: PerCpuArray<Counted> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static LATENCIES: PerCpuArray<u64> = PerCpuArray::with_max_entries(BUCKETS, 0);
+#[map]
+static ROUTE: PerCpuArray<bpf_fib_lookup> = PerCpuArray::with_max_entries(1, 0);
 
 const UDP: u8 = 17;
 /// IPv4 in IPv4 (RFC 2003).
@@ -43,8 +46,6 @@ const UDP_AT: usize = eth::LEN + ip4::LEN;
 const CHECKSUM_AT: usize = UDP_AT + 6;
 /// In the payload, on an even offset.
 const TIME_AT: usize = UDP_AT + 8 + 2;
-/// As many packets are sent at once, at most, when the sender comes late.
-const BURST: u64 = 16;
 
 /// Sends the next packet, or nothing when none is due. The frames of a live run keep what was written into them, so all
 /// of it is written anew.
@@ -63,13 +64,16 @@ fn try_source(ctx: &XdpContext) -> Option<u32> {
     if source.interval != 0 {
         // SAFETY: a helper call without arguments.
         now = unsafe { bpf_ktime_get_ns() };
-        if now < due {
-            return Some(XDP_DROP);
+        if packets % BURST == 0 {
+            if now < due {
+                return Some(XDP_DROP);
+            }
+            // One that is late is made up for by one burst, not by all that were missed.
+            let burst = source.interval * BURST;
+            let (next, earliest) = (due + burst, now.saturating_sub(burst));
+            // SAFETY: as above.
+            unsafe { (*sent).due = if next < earliest { earliest } else { next } };
         }
-        let next = due + source.interval;
-        let earliest = now.saturating_sub(source.interval * BURST);
-        // SAFETY: as above.
-        unsafe { (*sent).due = if next < earliest { earliest } else { next } };
     }
     let mut frame = Frame(ctx);
     let words: &[u64; 8] = &source.frame;
@@ -92,6 +96,43 @@ fn try_source(ctx: &XdpContext) -> Option<u32> {
     Some(XDP_TX)
 }
 
+/// A router and nothing else: the least that forwarding by XDP can be on these interfaces.
+#[inline(always)]
+fn route(ctx: &XdpContext) -> Option<u32> {
+    let mut frame = Frame(ctx);
+    if EtherType(frame.read(eth::TYPE_AT)?) != EtherType::IPV4 {
+        return None;
+    }
+    let mut ip: Ipv4 = frame.read(eth::LEN)?;
+    if ip.header_len() != ip4::LEN || ip.is_fragment() || ip.ttl <= 1 {
+        return None;
+    }
+    let ports: [Be16; 2] = frame.read(UDP_AT)?;
+    let params = ROUTE.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own value.
+    let params = unsafe { &mut *params };
+    // AF_INET
+    params.family = 2;
+    params.l4_protocol = ip.protocol;
+    params.sport = ports[0].get().to_be();
+    params.dport = ports[1].get().to_be();
+    params.ifindex = ctx.ingress_ifindex() as u32;
+    params.__bindgen_anon_1.tot_len = ip.total_len.get();
+    params.__bindgen_anon_2.tos = ip.tos;
+    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(ip.source);
+    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(ip.destination);
+    // SAFETY: the context is this program's; `params` is as long as said.
+    let found = unsafe { fib_lookup(ctx.ctx.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
+    if found as u32 != BPF_FIB_LKUP_RET_SUCCESS {
+        return None;
+    }
+    ip.decrement_ttl();
+    frame.write(eth::LEN, &ip)?;
+    frame.write(0, &Macs { destination: params.dmac, source: params.smac })?;
+    // SAFETY: a helper call without pointers.
+    Some(unsafe { bpf_redirect(params.ifindex, 0) } as u32)
+}
+
 /// Unwraps what comes out of a tunnel, counts what is for it, and lets all else pass.
 #[xdp(frags)]
 pub fn receiver(ctx: XdpContext) -> u32 {
@@ -101,6 +142,13 @@ pub fn receiver(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn try_receive(ctx: &XdpContext) -> Option<u32> {
     let counted = COUNTED.get_ptr_mut(0)?;
+    let mode = *SINK.get(0)?;
+    if mode == sink::ROUTE {
+        let verdict = route(ctx)?;
+        // SAFETY: this CPU's own value.
+        unsafe { (*counted).routed += 1 };
+        return Some(verdict);
+    }
     let mut frame = Frame(ctx);
     if EtherType(frame.read(eth::TYPE_AT)?) != EtherType::IPV4 {
         return None;
@@ -137,7 +185,7 @@ fn try_receive(ctx: &XdpContext) -> Option<u32> {
         // SAFETY: as above.
         unsafe { *latencies += 1 };
     }
-    if *SINK.get(0)? == sink::DROP {
+    if mode == sink::DROP {
         return Some(XDP_DROP);
     }
     let macs: Macs = frame.read(0)?;

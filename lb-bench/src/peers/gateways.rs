@@ -12,7 +12,7 @@ use lb_lab::{Process, wait_until};
 
 use super::layout::PORT;
 use super::network::{Cpus, DEVICES, Network, SERVERS, SINGLE, VIP, counted};
-use super::programs::Receiver;
+use super::programs::{Attached, Receiver};
 use super::servers::{BULK, ECHO, MAIL, WEB};
 
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -23,6 +23,7 @@ const TUNNEL_MTU: u16 = 1600;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Routing,
+    XdpRouting,
     Nat,
     Dsr,
     Ipip,
@@ -34,8 +35,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Routing,
+        Self::XdpRouting,
         Self::Nat,
         Self::Dsr,
         Self::Ipip,
@@ -49,6 +51,7 @@ impl Kind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Routing => "plain routing",
+            Self::XdpRouting => "routing by XDP",
             Self::Nat => "Matapa nat",
             Self::Dsr => "Matapa dsr",
             Self::Ipip => "Matapa ipip",
@@ -89,6 +92,8 @@ pub struct Gateway {
     matapa: Option<Matapa>,
     /// HAProxy or nginx.
     proxy: Option<Process>,
+    /// The router that is an XDP program, on each of the gateway's interfaces.
+    router: Vec<Receiver>,
     /// What unwraps tunnels at the servers.
     pub unwrapping: Vec<Receiver>,
 }
@@ -104,6 +109,8 @@ pub struct Evidence {
     pub balanced: u64,
     /// Connections whose destination nftables has replaced.
     pub translated: u64,
+    /// Packets forwarded by the router that is an XDP program.
+    pub by_xdp: u64,
 }
 
 /// Why there are no figures of a gateway on this machine.
@@ -123,9 +130,21 @@ impl Gateway {
     ) -> Result<Result<Self, Unavailable>> {
         // What is started inherits the CPU.
         Cpus::keep(0, network.cpus.gateway)?;
-        let mut gateway = Self { kind, matapa: None, proxy: None, unwrapping: Vec::new() };
+        let mut gateway =
+            Self { kind, matapa: None, proxy: None, router: Vec::new(), unwrapping: Vec::new() };
         match kind {
             Kind::Routing => network.route_services()?,
+            Kind::XdpRouting => {
+                network.route_services()?;
+                for device in DEVICES {
+                    gateway.router.push(Receiver::attach(
+                        traffic,
+                        &network.gateway,
+                        device,
+                        Attached::Routes,
+                    )?);
+                }
+            }
             Kind::Nat | Kind::Dsr | Kind::Ipip | Kind::Generic => gateway.matapa(network, binary, traffic)?,
             Kind::Nftables | Kind::Flowtable => {
                 if let Err(why) = nftables(network, kind)? {
@@ -148,7 +167,7 @@ impl Gateway {
                 network.gateway.ip(&format!("link set {device} mtu {TUNNEL_MTU}\n"))?;
                 let name = format!("server{number}");
                 server.ip(&format!("link set {name} mtu {TUNNEL_MTU}\n"))?;
-                self.unwrapping.push(Receiver::attach(traffic, server, &name)?);
+                self.unwrapping.push(Receiver::attach(traffic, server, &name, Attached::Counts)?);
             }
         }
         let text = configuration(forward, mode)?;
@@ -223,6 +242,10 @@ impl Gateway {
             }
             None => 0,
         };
+        let mut by_xdp = 0;
+        for one in &self.router {
+            by_xdp += one.counted()?.routed;
+        }
         let translated = match self.kind {
             Kind::Nftables | Kind::Flowtable => {
                 translated(&network.run(&network.gateway, "nft", &["-j", "list", "counters"])?)?
@@ -234,6 +257,7 @@ impl Gateway {
             accepted: counter("Tcp.PassiveOpens")?,
             balanced,
             translated,
+            by_xdp,
         })
     }
 
@@ -263,6 +287,7 @@ impl Evidence {
             accepted: self.accepted - earlier.accepted,
             balanced: self.balanced - earlier.balanced,
             translated: self.translated - earlier.translated,
+            by_xdp: self.by_xdp - earlier.by_xdp,
         }
     }
 
@@ -272,8 +297,10 @@ impl Evidence {
     /// Naming what was counted instead.
     pub fn prove(self, kind: Kind, packets: u64) -> Result<()> {
         let right = match kind {
-            // A second address and the first packets of connections leave all but some to the kernel.
             Kind::Routing => self.routed >= packets && self.accepted == 0,
+            Kind::XdpRouting => {
+                self.by_xdp >= packets && self.routed <= self.by_xdp / 100 + 10 && self.accepted == 0
+            }
             Kind::Nat | Kind::Dsr | Kind::Ipip | Kind::Generic => {
                 self.balanced >= packets && self.routed <= self.balanced / 100 + 10 && self.accepted == 0
             }
@@ -361,7 +388,7 @@ fn translated(json: &str) -> Result<u64> {
 
 fn haproxy() -> Result<String> {
     let mut text = String::from(
-        "global\n  nbthread 1\n  maxconn 20000\n\
+        "global\n  nbthread 1\n  maxconn 4000\n\
          defaults\n  mode tcp\n  balance roundrobin\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n",
     );
     for (name, vip, port, servers) in proxied() {
@@ -380,7 +407,7 @@ fn nginx(directory: &Path) -> Result<String> {
         .map_or(String::new(), |path| format!("load_module {};\n", path.display()));
     let mut text = format!(
         "{module}daemon off; master_process off; user root; pid {shown}/pid; error_log stderr crit;\n\
-         worker_rlimit_nofile 65536;\nevents {{ worker_connections 20000; }}\nstream {{\n"
+         events {{ worker_connections 8192; }}\nstream {{\n"
     );
     for (name, vip, port, servers) in proxied() {
         let servers: String = servers.iter().map(|server| format!("server {server}:{port}; ")).collect();

@@ -8,6 +8,9 @@ pub const FRAME: usize = 60;
 /// Where UDP packets that are counted go.
 pub const PORT: u16 = 9;
 
+/// Packets that are sent at once where a rate is given, as network cards hand them over. A power of two.
+pub const BURST: u64 = 16;
+
 /// Names of the maps.
 pub mod map {
     pub const SOURCE: &str = "SOURCE";
@@ -23,7 +26,8 @@ pub mod map {
 pub struct Source {
     /// The first flow's frame; the last four bytes are not sent.
     pub frame: [u64; 8],
-    /// Nanoseconds between two packets; 0: as fast as can be, and without the time in them.
+    /// Nanoseconds between two packets on average, sent in bursts of [`BURST`]; 0: as fast as can be, and without the time in
+    /// them.
     pub interval: u64,
     /// The first flow's port.
     pub port: u32,
@@ -36,7 +40,7 @@ pub struct Source {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Sent {
     pub packets: u64,
-    /// When the next one is to be sent, by the kernel's monotonic clock, in nanoseconds.
+    /// When the next burst is to be sent, by the kernel's monotonic clock, in nanoseconds.
     pub due: u64,
 }
 
@@ -46,6 +50,8 @@ pub mod sink {
     pub const DROP: u32 = 0;
     /// They are counted and sent back.
     pub const ANSWER: u32 = 1;
+    /// They are forwarded, as all others are, by the kernel's routes.
+    pub const ROUTE: u32 = 2;
 }
 
 /// Value of `COUNTED`, on each CPU.
@@ -58,6 +64,8 @@ pub struct Counted {
     pub answers: u64,
     /// Unwrapped from a tunnel, counted above or handed to the system.
     pub unwrapped: u64,
+    /// Forwarded by the kernel's routes.
+    pub routed: u64,
 }
 
 /// Sixteen buckets for each power of two: a bucket is at most 1/16 wider than it is high.

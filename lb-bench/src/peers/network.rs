@@ -187,7 +187,7 @@ impl Network {
             Ok(threads(device)?.difference(&before).next().copied())
         })?;
         Cpus::keep(thread, cpu)?;
-        first(thread).with_context(|| format!("cannot give the thread of {device} priority"))?;
+        first(thread, RECEIVES).with_context(|| format!("cannot give the thread of {device} priority"))?;
         Ok(thread)
     }
 
@@ -265,6 +265,8 @@ fn settle(netns: &Netns) -> Result<()> {
         // Connections, not addresses, are spread over routes.
         ("ipv4/fib_multipath_hash_policy", "1"),
         ("ipv4/ip_local_port_range", "1024 65535"),
+        // The same on every machine, and without timers that pace; the only one that each namespace may choose.
+        ("ipv4/tcp_congestion_control", "reno"),
     ])
 }
 
@@ -281,14 +283,36 @@ fn threads(device: &str) -> Result<BTreeSet<i32>> {
         .collect())
 }
 
-/// Runs before every other program of its CPU, as software interrupts do.
-fn first(thread: i32) -> Result<()> {
-    let parameters = libc::sched_param { sched_priority: 1 };
+/// Priorities of what comes before all programs, as interrupts do: the sender of packets, what receives, and who looks.
+pub const SENDS: i32 = 1;
+const RECEIVES: i32 = 2;
+const LOOKS: i32 = 3;
+
+/// Runs before every other program of its CPU; 0 is the calling thread.
+///
+/// # Errors
+/// When the kernel does not allow it.
+pub fn first(thread: i32, priority: i32) -> Result<()> {
+    let parameters = libc::sched_param { sched_priority: priority };
     // SAFETY: a thread's number, and a structure that the kernel reads.
     if unsafe { libc::sched_setscheduler(thread, libc::SCHED_FIFO, &raw const parameters) } != 0 {
         return Err(std::io::Error::last_os_error().into());
     }
     Ok(())
+}
+
+/// Runs `look` on a thread that does not wait for a busy CPU.
+///
+/// # Errors
+/// Those of `look`.
+pub fn looking<T: Send>(look: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            first(0, LOOKS)?;
+            look()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// What a namespace's network has counted, by the names of `/proc/net/snmp` such as `Ip.ForwDatagrams`.

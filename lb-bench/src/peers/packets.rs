@@ -10,7 +10,7 @@ use super::gateways::{Gateway, Kind};
 use super::histogram::Histogram;
 use super::layout::sink;
 use super::network::Network;
-use super::programs::{Receiver, Source, settled};
+use super::programs::{Attached, Receiver, Source, settled};
 
 /// Before it is looked at, a flood goes on for so long.
 const RAMP: Duration = Duration::from_millis(200);
@@ -52,7 +52,7 @@ impl<'g> Ends<'g> {
         let mut own = Vec::new();
         if gateway.unwrapping.is_empty() {
             for (netns, number) in network.servers.iter().zip(1..) {
-                own.push(Receiver::attach(traffic, netns, &format!("server{number}"))?);
+                own.push(Receiver::attach(traffic, netns, &format!("server{number}"), Attached::Counts)?);
             }
         }
         let source = Source::load(traffic)?;
@@ -72,9 +72,9 @@ impl<'g> Ends<'g> {
 
     fn first_packets(&mut self, traffic: &Path) -> Result<()> {
         let kind = self.gateway.kind;
-        let answers = Receiver::attach(traffic, &self.network.client, "client")?;
+        let answers = Receiver::attach(traffic, &self.network.client, "client", Attached::Counts)?;
         self.set(if kind.answers_directly() { sink::DROP } else { sink::ANSWER })?;
-        self.source.each_flow_once(&self.network.client)?;
+        self.source.each_flow_once(&self.network.client, self.network.cpus)?;
         let sent = self.source.sent()?;
         let arrived = settled(|| self.arrived())?;
         if arrived != sent {

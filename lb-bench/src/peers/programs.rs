@@ -1,21 +1,23 @@
 //! The XDP programs that send packets at the client, and count them at both ends.
 
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData, PerCpuArray};
-use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
+use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::packet::checksum::Sum;
-use lb_lab::Netns;
+use lb_lab::{Netns, wait_until};
 use nix::net::if_::if_nametoindex;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use super::histogram::Histogram;
-use super::layout::{BUCKETS, Counted, FRAME, PORT, Sent, Source as Setup, map};
-use super::network::{CLIENT, CLIENT_MAC, Cpus, EXT_MAC, VIP};
+use super::layout::{BUCKETS, BURST, Counted, FRAME, PORT, Sent, Source as Setup, map, sink};
+use super::network::{CLIENT, CLIENT_MAC, Cpus, EXT_MAC, SENDS, VIP, first, looking};
 
 /// Names the object; `cargo xtask` sets it.
 pub const VARIABLE: &str = "MATAPA_TRAFFIC_OBJECT";
@@ -23,8 +25,6 @@ pub const VARIABLE: &str = "MATAPA_TRAFFIC_OBJECT";
 const FIRST_PORT: u16 = 1024;
 /// How many flows are sent, each by its own port.
 pub const FLOWS: u32 = 4096;
-/// Packets that are made before the kernel returns, so that the sender can be stopped.
-const CHUNK: u32 = 1 << 17;
 /// Frames that are handed on together.
 const BATCH: u32 = 64;
 
@@ -72,6 +72,7 @@ impl Source {
     /// # Errors
     /// When the object is not built, or the kernel refuses it.
     pub fn load(object: &Path) -> Result<Self> {
+        install_wake()?;
         let mut ebpf = load(object, "source")?;
         let (setup, sent) = (take(&mut ebpf, map::SOURCE)?, take(&mut ebpf, map::SENT)?);
         Ok(Self { ebpf, setup, sent })
@@ -86,20 +87,18 @@ impl Source {
         Ok(sent.packets)
     }
 
-    /// One packet of each flow, slowly enough that none is lost.
+    /// At least one packet of each flow, slowly enough that none is lost.
     ///
     /// # Errors
     /// When the kernel refuses to send.
-    pub fn each_flow_once(&mut self, client: &Netns) -> Result<()> {
+    pub fn each_flow_once(&mut self, client: &Netns, cpus: Cpus) -> Result<()> {
         self.prepare(Some(10_000))?;
         let goal = self.sent()? + u64::from(FLOWS);
-        let this = &*self;
-        client.run(|| {
-            while this.sent()? < goal {
-                this.send(1, 64)?;
-            }
-            Ok(())
-        })?
+        self.sending(client, cpus, || {
+            wait_until("a packet of each flow to be sent", Duration::from_secs(5), || {
+                Ok((self.sent()? >= goal).then_some(()))
+            })
+        })
     }
 
     /// `interval`: nanoseconds from one packet to the next; `None`: as fast as can be.
@@ -117,48 +116,82 @@ impl Source {
     }
 
     /// On the calling thread, which is in the client's namespace.
-    fn send(&self, batch: u32, repeat: u32) -> Result<()> {
+    fn send(&self, batch: u32) -> Result<()> {
         let ingress = if_nametoindex("client").context("there is no interface client")?;
         // `struct xdp_md` of linux/bpf.h: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let context: [u8; 24] = bytemuck::must_cast([0, FRAME as u32, 0, ingress, 0, 0]);
         let program = self.ebpf.program("source").context("there is no program source")?;
         let program: &Xdp = program.try_into()?;
-        program
-            .test_run(TestRunOptions {
-                data_in: Some(&[0; FRAME]),
-                ctx_in: Some(&context),
-                repeat,
-                attrs: TestRunAttrs::new().xdp_live_frames(batch),
-                ..TestRunOptions::default()
-            })
-            .context("the kernel refuses to send packets")?;
-        Ok(())
+        let outcome = program.test_run(TestRunOptions {
+            data_in: Some(&[0; FRAME]),
+            ctx_in: Some(&context),
+            // Setting up and taking down costs tens of milliseconds: it goes on until a signal.
+            repeat: i32::MAX as u32,
+            attrs: TestRunAttrs::new().xdp_live_frames(batch),
+            ..TestRunOptions::default()
+        });
+        match outcome {
+            Err(ProgramError::SyscallError(error)) if error.io_error.kind() == ErrorKind::Interrupted => {
+                Ok(())
+            }
+            outcome => outcome.map(drop).context("the kernel refuses to send packets"),
+        }
     }
 
     /// Sends from the ends' CPU, as was prepared, while `work` runs.
     ///
     /// # Errors
     /// Those of `work`, and when the kernel refuses to send.
-    pub fn sending<T>(&self, client: &Netns, cpus: Cpus, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn sending<T: Send>(
+        &self,
+        client: &Netns,
+        cpus: Cpus,
+        work: impl FnOnce() -> Result<T> + Send,
+    ) -> Result<T> {
         let setup: Setup = bytemuck::must_cast(self.setup.get(&0, 0).context("cannot read SOURCE")?);
-        // At a rate each is handed on at once, as latencies are measured.
-        let batch = if setup.interval == 0 { BATCH } else { 1 };
-        let stop = AtomicBool::new(false);
+        // At a rate a burst is handed on as soon as it is there.
+        let batch = if setup.interval == 0 { BATCH } else { BURST as u32 };
+        let (stop, sender) = (AtomicBool::new(false), AtomicI32::new(0));
+        let sending = || {
+            client.run(|| {
+                Cpus::keep(0, cpus.ends)?;
+                first(0, SENDS)?;
+                sender.store(nix::unistd::gettid().as_raw(), Ordering::Relaxed);
+                while !stop.load(Ordering::Relaxed) {
+                    self.send(batch)?;
+                }
+                Ok(())
+            })?
+        };
         std::thread::scope(|scope| {
-            let sender = scope.spawn(|| {
-                client.run(|| {
-                    Cpus::keep(0, cpus.ends)?;
-                    while !stop.load(Ordering::Relaxed) {
-                        self.send(batch, CHUNK)?;
-                    }
-                    Ok(())
-                })?
-            });
-            let done = work();
+            let thread = scope.spawn(sending);
+            let done = looking(work);
             stop.store(true, Ordering::Relaxed);
-            let sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            while !thread.is_finished() {
+                // Again, as the first one may come between two calls.
+                wake(sender.load(Ordering::Relaxed));
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            let sent = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             sent.and(done)
         })
+    }
+}
+
+extern "C" fn ignore(_signal: libc::c_int) {}
+
+/// A signal ends the kernel's sending, and nothing else.
+fn install_wake() -> Result<()> {
+    let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing.
+    unsafe { sigaction(Signal::SIGUSR1, &action) }.context("cannot install a handler for SIGUSR1")?;
+    Ok(())
+}
+
+fn wake(thread: i32) {
+    if thread > 0 {
+        // SAFETY: numbers; the thread is one of this process or has just ended, and then nobody is meant.
+        unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), thread, libc::SIGUSR1) };
     }
 }
 
@@ -192,6 +225,15 @@ fn sum(bytes: &[u8]) -> Sum {
     bytes.chunks_exact(2).fold(Sum::ZERO, |sum, pair| sum.add16([pair[0], pair[1]]))
 }
 
+/// What a receiver does with packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// Those of [`Source`] are counted, and tunnels end.
+    Counts,
+    /// All are forwarded by the kernel's routes, as a router would that is an XDP program.
+    Routes,
+}
+
 /// Counts what arrives on one interface.
 pub struct Receiver {
     ebpf: Ebpf,
@@ -211,16 +253,17 @@ impl Receiver {
     ///
     /// # Errors
     /// When the object is not built, or the kernel refuses it.
-    pub fn attach(object: &Path, netns: &Netns, device: &str) -> Result<Self> {
+    pub fn attach(object: &Path, netns: &Netns, device: &str, attached: Attached) -> Result<Self> {
         let mut ebpf = load(object, "receiver")?;
         let (mode, counted, latencies) =
             (take(&mut ebpf, map::SINK)?, take(&mut ebpf, map::COUNTED)?, take(&mut ebpf, map::LATENCIES)?);
+        let mut receiver = Self { ebpf, mode, counted, latencies };
+        receiver.set(if attached == Attached::Routes { sink::ROUTE } else { sink::DROP })?;
+        let program = xdp(&mut receiver.ebpf, "receiver")?;
         netns
-            .run(|| {
-                xdp(&mut ebpf, "receiver")?.attach(device, XdpMode::Driver).context("the driver refuses")
-            })?
+            .run(|| program.attach(device, XdpMode::Driver).context("the driver refuses"))?
             .with_context(|| format!("cannot count packets on {device}"))?;
-        Ok(Self { ebpf, mode, counted, latencies })
+        Ok(receiver)
     }
 
     /// What becomes of packets from now on, by [`super::layout::sink`].
@@ -243,6 +286,7 @@ impl Receiver {
             all.packets += one.packets;
             all.answers += one.answers;
             all.unwrapped += one.unwrapped;
+            all.routed += one.routed;
         }
         Ok(all)
     }
@@ -258,11 +302,6 @@ impl Receiver {
             histogram.add(bucket, values.iter().sum());
         }
         Ok(histogram)
-    }
-
-    /// Whether the program is loaded, under its name in the kernel.
-    pub fn name(&self) -> Option<&str> {
-        self.ebpf.programs().map(|(name, _)| name).find(|name| *name == "receiver")
     }
 }
 

@@ -81,7 +81,7 @@ impl Servers {
         let shown = root.display();
         let text = format!(
             "daemon off; master_process off; user root; pid {shown}/pid; error_log stderr crit;\n\
-             worker_rlimit_nofile 65536;\nevents {{ worker_connections 8192; }}\n\
+             events {{ worker_connections 8192; }}\n\
              http {{\n\
                access_log off; default_type text/plain; keepalive_requests 1000000000;\n\
                client_body_temp_path {shown}/body; proxy_temp_path {shown}/proxy;\n\

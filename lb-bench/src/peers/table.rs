@@ -51,9 +51,11 @@ impl Measure {
             Self::Requests => "HTTP requests on connections that stay",
             Self::Bulk => "Bulk transfer on one TCP connection, to the server",
             Self::Mail => "Mails of 4 KiB by SMTP, one on each connection",
-            Self::OneWay => "Latency of UDP packets, one way, at half of what the slowest forwards",
+            Self::OneWay => {
+                "Latency of UDP packets, one way, in bursts of 16, at half of what the slowest forwards"
+            }
             Self::RoundTrip => {
-                "Latency of exchanges of 64 bytes by TCP, there and back, at half of what the slowest answers"
+                "Latency of exchanges of 64 bytes by TCP, there and back, at a quarter of the slowest's requests"
             }
         }
     }
