@@ -9,8 +9,11 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 /// Pixels.
 const SIZE: (u32, u32) = (960, 480);
 const FONT: &str = "sans-serif";
-/// Told apart by those who do not see all colours, too (Okabe and Ito), and two greys.
-const COLOURS: [RGBColor; 9] = [
+/// For the names, in pixels.
+const LEGEND: u32 = 170;
+const WIDE_LEGEND: u32 = 330;
+/// Told apart by those who do not see all colours, too (Okabe and Ito), two greys and black.
+const COLOURS: [RGBColor; 10] = [
     RGBColor(120, 120, 120),
     RGBColor(0, 114, 178),
     RGBColor(86, 180, 233),
@@ -20,6 +23,7 @@ const COLOURS: [RGBColor; 9] = [
     RGBColor(190, 190, 190),
     RGBColor(213, 94, 0),
     RGBColor(204, 121, 167),
+    RGBColor(0, 0, 0),
 ];
 
 /// A plot's words.
@@ -64,18 +68,21 @@ pub fn bars(path: &Path, words: Words<'_>, groups: &[&str], series: &[Bars]) -> 
         let mut chart = ChartBuilder::on(&root)
             .caption(words.title, (FONT, 18))
             .margin(12)
+            .margin_right(LEGEND)
             .x_label_area_size(28)
-            .y_label_area_size(60)
-            .right_y_label_area_size(150)
+            .y_label_area_size(64)
             .build_cartesian_2d(0.0..groups.len() as f64, 0.0..top * 1.08)?;
         chart
             .configure_mesh()
             .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
+            .label_style((FONT, 14))
             .x_labels(0)
             .y_desc(words.y)
             .y_label_formatter(&|value| short(*value))
             .draw()?;
         let width = 0.84 / series.len() as f64;
+        let mut shown = 0;
         for (at, one) in series.iter().enumerate() {
             let colour = colour(at);
             let left = |group: usize| group as f64 + 0.08 + at as f64 * width;
@@ -84,7 +91,10 @@ pub fn bars(path: &Path, words: Words<'_>, groups: &[&str], series: &[Bars]) -> 
                 Some(Rectangle::new(corners, colour.filled()))
             });
             chart.draw_series(shapes)?;
-            legend(&root, at, &one.name, colour)?;
+            if one.values.iter().any(Option::is_some) {
+                legend(&root, LEGEND, shown, &one.name, colour)?;
+                shown += 1;
+            }
         }
         let style = (FONT, 14).into_font().color(&BLACK).pos(Pos::new(HPos::Center, VPos::Top));
         for (group, name) in groups.iter().enumerate() {
@@ -116,22 +126,24 @@ pub fn lines(path: &Path, words: Words<'_>, series: &[Line]) -> Result<()> {
         let mut chart = ChartBuilder::on(&root)
             .caption(words.title, (FONT, 18))
             .margin(12)
+            .margin_right(WIDE_LEGEND)
             .x_label_area_size(44)
-            .y_label_area_size(60)
-            .right_y_label_area_size(230)
+            .y_label_area_size(64)
             .build_cartesian_2d((from..to).log_scale(), 0.0..top * 1.08)?;
         chart
             .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .label_style((FONT, 14))
             .x_desc(words.x)
             .y_desc(words.y)
             .x_label_formatter(&|value| short(*value))
             .y_label_formatter(&|value| short(*value))
             .draw()?;
-        for (at, one) in series.iter().enumerate() {
-            let colour = colour(at + 1);
+        for (at, one) in (0..).zip(series) {
+            let colour = colour(at as usize + 1);
             chart.draw_series(LineSeries::new(one.points.iter().copied(), colour.stroke_width(2)))?;
             chart.draw_series(one.points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
-            legend(&root, at, &one.name, colour)?;
+            legend(&root, WIDE_LEGEND, at, &one.name, colour)?;
         }
         root.present()?;
         Ok(())
@@ -142,20 +154,22 @@ pub fn lines(path: &Path, words: Words<'_>, series: &[Line]) -> Result<()> {
 /// Names stand at the right, one below the other, and never over the figures.
 fn legend(
     root: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
-    at: usize,
+    room: u32,
+    at: i32,
     name: &str,
     colour: RGBColor,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let (width, _) = root.dim_in_pixel();
-    let longest = 7 * i32::try_from(LEGEND.max(name.len())).unwrap_or(i32::MAX / 8);
-    let (x, y) = (i32::try_from(width)? - longest, 60 + i32::try_from(at)? * 22);
+    let (x, y) = (i32::try_from(width - room)? + 14, 50 + at * 24);
     root.draw(&Rectangle::new([(x, y), (x + 12, y + 12)], colour.filled()))?;
-    root.draw(&Text::new(name.to_owned(), (x + 18, y), (FONT, 13).into_font().color(&BLACK)))?;
+    root.draw(&Text::new(name.to_owned(), (x + 18, y), (FONT, 15).into_font().color(&BLACK)))?;
     Ok(())
 }
 
-/// Characters that every legend has room for.
-const LEGEND: usize = 20;
+/// Where plots go: beside the figures, and where they are asked for.
+pub fn directories<'p>(json: Option<&'p Path>, plots: Option<&'p Path>) -> impl Iterator<Item = &'p Path> {
+    json.and_then(Path::parent).into_iter().chain(plots)
+}
 
 /// The highest figure.
 fn highest<'v>(values: impl Iterator<Item = &'v f64>) -> Result<f64> {
@@ -197,11 +211,16 @@ mod tests {
 
     #[test]
     fn every_series_and_group_is_there() {
-        let series = [bar("first gateway", [Some(1.0), Some(2.0)]), bar("second one", [Some(0.5), None])];
+        let series = [
+            bar("first gateway", [Some(1.0), Some(2.0)]),
+            bar("second one", [Some(0.5), None]),
+            bar("nobody", [None, None]),
+        ];
         let svg = drawn("bars", |path| bars(path, WORDS, &["packets", "mail"], &series)).unwrap();
         for text in ["first gateway", "second one", "packets", "mail", "How it grows"] {
             assert!(svg.contains(text), "{text} is missing");
         }
+        assert!(!svg.contains("nobody"), "who has no figure is not named");
         // Three bars and two in the legend: what has no figure has no bar.
         let filled = |colour: usize| {
             let RGBColor(r, g, b) = COLOURS[colour];

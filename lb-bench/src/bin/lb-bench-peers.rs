@@ -9,6 +9,7 @@ use clap::Parser;
 use lb_bench::peers::gateways::{Kind, named};
 use lb_bench::peers::programs::object;
 use lb_bench::peers::{Options, plots, run};
+use lb_bench::plot::directories;
 use lb_bench::report::write_json;
 
 #[derive(Debug, Parser)]
@@ -66,7 +67,7 @@ fn bench(arguments: Arguments) -> Result<bool> {
     if let Some(path) = &arguments.json {
         write_json(path, &report)?;
     }
-    if let Some(directory) = &arguments.plots {
+    for directory in directories(arguments.json.as_deref(), arguments.plots.as_deref()) {
         for path in plots::draw(&report, directory)? {
             eprintln!("wrote {}", path.display());
         }

@@ -78,62 +78,49 @@ impl Rig {
         let time = options.time;
         match measure {
             Measure::Packets => {
-                let mut ends = Ends::prepare(&self.network, &mut self.gateway, &options.traffic)?;
-                let flood = ends.flood(time)?;
-                let done = Done { count: flood.forwarded, time: flood.time };
-                Ok(figures(done, 1.0, flood.cpu, 1e9))
+                let flood = Ends::prepare(&self.network, &mut self.gateway, &options.traffic)?.flood(time)?;
+                Ok(figures(Done { count: flood.forwarded, time: flood.time }, flood.cpu, 1e9))
             }
             Measure::OneWay => {
                 let mut ends = Ends::prepare(&self.network, &mut self.gateway, &options.traffic)?;
                 quantiles(&ends.one_way(rate, time)?.latencies)
             }
-            Measure::Connections => self.load(1e6, |network| loads::requests(network, time, false)),
-            Measure::Requests => self.load(1e6, |network| loads::requests(network, time, true)),
+            Measure::Connections => self.load(|network| loads::requests(network, time, false)),
+            Measure::Requests => self.load(|network| loads::requests(network, time, true)),
             Measure::Mail => {
-                // As many as a gateway may send in the time, so that none has to be cut off.
                 let count = (time.as_secs_f64() * MAILS_PER_SECOND) as u32;
-                self.load(1e6, |network| loads::mail(network, count))
+                self.load(|network| loads::mail(network, count))
             }
             Measure::Bulk => {
-                let figures = self.proved(1, |network| loads::bulk(network, time))?;
-                let (done, cpu) = figures;
-                let kibibytes = Done { count: done.count / 1024, time: done.time };
-                let [_, each, busy] = figures_of(kibibytes, cpu, 1e9);
-                Ok(vec![done.per_second() * 8.0 / 1e9, each, busy])
+                let (done, cpu) = self.proved(1, |network| loads::bulk(network, time))?;
+                let mut figures = figures(Done { count: done.count / 1024, ..done }, cpu, 1e9);
+                figures[0] = done.per_second() * 8.0 / 1e9;
+                Ok(figures)
             }
             Measure::RoundTrip => {
                 let interval = Duration::from_secs_f64(1.0 / rate);
-                let both = |network: &Network| {
-                    let found = loads::exchange(network, interval, time)?;
-                    if found.servers.len() != 2 {
-                        bail!("answers came from the servers {:?} only", found.servers);
-                    }
-                    Ok((Done { count: found.sent, time }, found.latencies))
-                };
-                let mut latencies = None;
-                self.proved(2, |network| {
-                    let (done, found) = both(network)?;
-                    latencies = Some(found);
-                    Ok(done)
-                })?;
-                quantiles(&latencies.context("nothing was exchanged")?)
+                let (found, _) = self.proved(2, |network| loads::exchange(network, interval, time))?;
+                if found.servers.len() != 2 {
+                    bail!("answers came from the servers {:?} only", found.servers);
+                }
+                quantiles(&found.latencies)
             }
         }
     }
 
-    /// A load on both servers; the unit of CPU for each is a second by `scale`.
-    fn load(&mut self, scale: f64, work: impl FnOnce(&Network) -> Result<Done>) -> Result<Vec<f64>> {
+    /// A load on both servers, with microseconds of CPU for each.
+    fn load(&mut self, work: impl FnOnce(&Network) -> Result<Done>) -> Result<Vec<f64>> {
         let (done, cpu) = self.proved(2, work)?;
-        Ok(figures(done, 1.0, cpu, scale))
+        Ok(figures(done, cpu, 1e6))
     }
 
     /// Runs a load of TCP connections. Proves that it went through this gateway to so many servers, and says what the gateway
     /// has spent.
-    fn proved(
+    fn proved<T>(
         &mut self,
         servers: usize,
-        work: impl FnOnce(&Network) -> Result<Done>,
-    ) -> Result<(Done, Duration)> {
+        work: impl FnOnce(&Network) -> Result<T>,
+    ) -> Result<(T, Duration)> {
         let Self { gateway, network, .. } = self;
         let programs = gateway.processes()?;
         let evidence = gateway.evidence(network)?;
@@ -141,13 +128,15 @@ impl Rig {
         let spent = cpu::spent(&network.receivers, &programs)?;
         let done = work(network)?;
         let cpu = cpu::spent(&network.receivers, &programs)? - spent;
-        let after = accepted(network)?;
-        let reached = before.iter().zip(&after).filter(|(before, after)| after > before).count();
+        let connections: Vec<u64> =
+            accepted(network)?.iter().zip(&before).map(|(after, before)| after - before).collect();
+        let reached = connections.iter().filter(|count| **count > 0).count();
         if reached != servers {
             bail!("{reached} of {servers} servers had connections through {}", gateway.kind.name());
         }
-        // Requests and answers are more than one packet each; connections that stay had at least one in all.
-        gateway.evidence(network)?.since(evidence).prove(gateway.kind, 1)?;
+        // Each connection has more than three packets from the client: SYN, ACK, what is asked for.
+        let packets = 3 * connections.iter().sum::<u64>();
+        gateway.evidence(network)?.since(evidence).prove(gateway.kind, packets)?;
         self.servers.check()?;
         Ok((done, cpu))
     }
@@ -161,7 +150,7 @@ impl Rig {
     }
 }
 
-/// About what the client and the servers can do together on one CPU.
+/// Mails are counted, not timed: about as many as the client and the servers can do together on one CPU.
 const MAILS_PER_SECOND: f64 = 4000.0;
 
 /// Connections that each server has accepted.
@@ -172,15 +161,10 @@ fn accepted(network: &Network) -> Result<Vec<u64>> {
     network.servers.iter().map(of).collect()
 }
 
-/// So many a second, CPU for each, and the share of the CPU in percent.
-fn figures_of(done: Done, cpu: Duration, scale: f64) -> [f64; 3] {
-    let each = cpu.as_secs_f64() * scale / done.count as f64;
-    [done.per_second(), each, cpu.as_secs_f64() / done.time.as_secs_f64() * 100.0]
-}
-
-fn figures(done: Done, factor: f64, cpu: Duration, scale: f64) -> Vec<f64> {
-    let [rate, each, busy] = figures_of(done, cpu, scale);
-    vec![rate * factor, each, busy]
+/// So many a second, CPU for each in so many parts of a second, and the share of the CPU in percent.
+fn figures(done: Done, cpu: Duration, parts: f64) -> Vec<f64> {
+    let each = cpu.as_secs_f64() * parts / done.count as f64;
+    vec![done.per_second(), each, cpu.as_secs_f64() / done.time.as_secs_f64() * 100.0]
 }
 
 /// In microseconds.

@@ -22,19 +22,14 @@ const THROUGHPUT: [(Measure, &str); 5] = [
 pub fn draw(report: &Report, directory: &Path) -> Result<Vec<PathBuf>> {
     std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let mut drawn = Vec::new();
-    let first = |cell: &Cell| cell.to_routing;
     let path = directory.join("peers-throughput.svg");
     let words = Words { title: "Throughput, plain routing is 1", x: "", y: "of plain routing" };
-    drawn.extend(compare(report, &path, words, &first)?);
+    drawn.extend(compare(report, &path, words, &|cell| cell.to_routing)?);
 
     let path = directory.join("peers-cpu.svg");
     let words =
         Words { title: "CPU time of the gateway for each, plain routing is 1", x: "", y: "of plain routing" };
-    let each = |section: &Section, cell: &Cell| {
-        let routing = section.rows.first().and_then(|(_, cell)| cell.medians.get(1))?;
-        Some(cell.medians.get(1)? / routing).filter(|ratio| ratio.is_finite())
-    };
-    drawn.extend(compare_in(report, &path, words, &each)?);
+    drawn.extend(compare(report, &path, words, &|cell| cell.cpu_to_routing)?);
 
     for (measure, name, title) in [
         (Measure::OneWay, "peers-one-way.svg", "Latency of UDP packets, one way"),
@@ -63,21 +58,12 @@ fn section(report: &Report, measure: Measure) -> Option<&Section> {
     report.sections.iter().find(|section| section.measure == measure)
 }
 
+/// One bar of each gateway in each measure of throughput.
 fn compare(
     report: &Report,
     path: &Path,
     words: Words<'_>,
     of: &dyn Fn(&Cell) -> Option<f64>,
-) -> Result<Option<PathBuf>> {
-    compare_in(report, path, words, &|_, cell| of(cell))
-}
-
-/// One bar of each gateway in each measure of throughput.
-fn compare_in(
-    report: &Report,
-    path: &Path,
-    words: Words<'_>,
-    of: &dyn Fn(&Section, &Cell) -> Option<f64>,
 ) -> Result<Option<PathBuf>> {
     let measured: Vec<(&Section, &str)> =
         THROUGHPUT.iter().filter_map(|(measure, name)| Some((section(report, *measure)?, *name))).collect();
@@ -85,7 +71,7 @@ fn compare_in(
     let series: Vec<Bars> = (0..first.rows.len())
         .map(|at| Bars {
             name: first.rows[at].0.clone(),
-            values: measured.iter().map(|(section, _)| of(section, &section.rows.get(at)?.1)).collect(),
+            values: measured.iter().map(|(section, _)| of(&section.rows.get(at)?.1)).collect(),
         })
         .collect();
     if series.iter().all(|one| one.values.iter().all(Option::is_none)) {

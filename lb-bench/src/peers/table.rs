@@ -60,6 +60,10 @@ impl Measure {
         }
     }
 
+    pub const fn is_latency(self) -> bool {
+        matches!(self, Self::OneWay | Self::RoundTrip)
+    }
+
     pub const fn columns(self) -> &'static [Column] {
         /// A rate with CPU for each, or what is in its place.
         macro_rules! rate {
@@ -87,6 +91,8 @@ pub struct Cell {
     pub medians: Vec<f64>,
     /// The first figure by that of plain routing.
     pub to_routing: Option<f64>,
+    /// CPU for each, likewise; not of latencies.
+    pub cpu_to_routing: Option<f64>,
     /// In the order in which they were measured.
     pub rounds: Vec<Vec<f64>>,
     /// Why the figures are none.
@@ -162,10 +168,14 @@ impl Samples {
         };
         let mut cells: Vec<(Kind, Cell)> = kinds.iter().map(finished).collect();
         let routing = cells.iter().find(|(kind, _)| *kind == Kind::Routing);
-        let routing =
-            routing.and_then(|(_, cell)| cell.medians.first().copied()).filter(|value| *value > 0.0);
+        let routing = routing.map(|(_, cell)| cell.medians.clone()).unwrap_or_default();
+        let ratio = |cell: &Cell, at: usize| {
+            let routing = routing.get(at).copied().filter(|value| *value > 0.0)?;
+            Some(cell.medians.get(at)? / routing)
+        };
         for (_, cell) in &mut cells {
-            cell.to_routing = cell.medians.first().zip(routing).map(|(own, routing)| own / routing);
+            cell.to_routing = ratio(cell, 0);
+            cell.cpu_to_routing = ratio(cell, 1).filter(|_| !measure.is_latency());
         }
         Section {
             measure,
@@ -206,9 +216,11 @@ impl fmt::Display for Section {
         let width = Kind::ALL.iter().map(|kind| kind.name().len()).max().unwrap_or_default();
         let columns = self.measure.columns();
         write!(f, "{:width$}", "gateway")?;
+        let latency = self.measure.is_latency();
+        let compared = |at: usize| at == 0 || at == 1 && !latency;
         for (at, column) in columns.iter().enumerate() {
             write!(f, "  {:>14}", column.name)?;
-            if at == 0 {
+            if compared(at) {
                 write!(f, "  {:>10}", "to routing")?;
             }
         }
@@ -222,9 +234,9 @@ impl fmt::Display for Section {
             for (at, column) in columns.iter().enumerate() {
                 let value = cell.medians.get(at);
                 write!(f, "  {:>14}", value.map_or("–".to_owned(), |value| grouped(*value, column.digits)))?;
-                if at == 0 {
-                    let ratio = cell.to_routing.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"));
-                    write!(f, "  {ratio:>10}")?;
+                if compared(at) {
+                    let ratio = if at == 0 { cell.to_routing } else { cell.cpu_to_routing };
+                    write!(f, "  {:>10}", ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")))?;
                 }
             }
             writeln!(f)?;
@@ -235,11 +247,11 @@ impl fmt::Display for Section {
 
 /// What is true of all figures, and which differences they do not show.
 const REMARKS: &str = "\
-Two CPUs: one has the gateway, the other the client and both servers. Every gateway had the same. CPU is the gateway's: its
-receiving threads and its programs. Where its CPU is far from 100 %, the client and the servers were what limited, and the figure
-is theirs: compare CPU instead. The cables are veth pairs: XDP on them copies each packet that a program's socket has sent, which
-a network card does not, and forwarding it saves no interrupt and no DMA. \"–\": not for this kind of traffic, or not on this
-machine.";
+Two CPUs: one has the gateway, the other the client and both servers; the same for every gateway. CPU is the gateway's: of what
+receives for it and of its programs. Where it is far from 100 %, the client and the servers were the limit: compare CPU instead.
+The cables are veth pairs. What \"routing by XDP\" has lost against plain routing, every XDP program loses on them: each packet
+wakes the CPU at the other end, and one from a socket is copied. Network cards do neither. \"–\": not this kind of traffic, or not
+on this machine.";
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
