@@ -14,6 +14,8 @@ pub mod instance;
 pub mod layout;
 pub mod measure;
 pub mod network;
+pub mod peers;
+pub mod plot;
 pub mod report;
 
 pub use measure::{Options, run};

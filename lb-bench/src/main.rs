@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use lb_bench::Options;
+use lb_bench::plot::directories;
 use lb_bench::report::write_json;
 
 #[derive(Debug, Parser)]
@@ -20,6 +21,9 @@ struct Arguments {
     /// Also write the figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Also write a plot (SVG) into this directory
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
     /// Less of everything
     #[arg(long)]
     quick: bool,
@@ -29,7 +33,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match bench(Arguments::parse()) {
+    match bench(&Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -39,16 +43,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn bench(arguments: Arguments) -> Result<bool> {
+fn bench(arguments: &Arguments) -> Result<bool> {
     let mut options = Options::new(arguments.quick);
     options.rounds = arguments.rounds.unwrap_or(options.rounds);
     options.repeat = arguments.repeat.unwrap_or(options.repeat);
-    options.only = arguments.only.into_iter().collect();
+    options.only = arguments.only.iter().cloned().collect();
     options.progress = true;
     let report = lb_bench::run(&options)?;
     print!("{report}");
-    if let Some(path) = arguments.json {
-        write_json(&path, &report)?;
+    if let Some(path) = &arguments.json {
+        write_json(path, &report)?;
+    }
+    for directory in directories(arguments.json.as_deref(), arguments.plots.as_deref()) {
+        if let Some(path) = report.draw(directory)? {
+            eprintln!("wrote {}", path.display());
+        }
     }
     let errors = report.errors().count();
     if errors > 0 {

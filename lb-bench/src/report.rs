@@ -3,13 +3,24 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use crate::cases::{FLOOR, Flows, MAPS};
 use crate::measure::Options;
+use crate::plot::{Line, Words, lines};
+
+/// Cases that are drawn over the number of flows.
+const DRAWN: [&str; 6] = [
+    FLOOR,
+    MAPS,
+    "to backend, TCP IPv4",
+    "to backend, TCP IPv6",
+    "from backend, TCP IPv4",
+    "to backend, 10,000 services, 8,192 in use",
+];
 
 /// Writes figures to a file, for programs.
 ///
@@ -147,6 +158,32 @@ impl Report {
     /// The row of a case.
     pub fn row(&self, case: &str, flows: Flows) -> Option<&Row> {
         self.rows.iter().find(|row| row.case == case && row.kind == flows)
+    }
+
+    /// Draws the cost of a packet over the number of flows into a directory, if there are rows with several, and returns what
+    /// was written.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn draw(&self, directory: &Path) -> Result<Option<PathBuf>> {
+        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let series: Vec<Line> = DRAWN.iter().filter_map(|case| self.line(case)).collect();
+        if series.is_empty() {
+            return Ok(None);
+        }
+        let path = directory.join("datapath-flows.svg");
+        let words = Words { title: "A packet in the XDP program", x: "flows", y: "ns" };
+        lines(&path, words, &series)?;
+        Ok(Some(path))
+    }
+
+    /// A case's medians over its numbers of flows, if there are several.
+    fn line(&self, case: &str) -> Option<Line> {
+        let good = self.rows.iter().filter(|row| row.case == case && row.error.is_none());
+        let points: Vec<(f64, f64)> = good
+            .filter_map(|row| Some((row.flows.replace(',', "").parse().ok()?, row.median as f64)))
+            .collect();
+        (points.len() > 1).then(|| Line { name: case.to_owned(), points })
     }
 
     /// Rows that are no measurements.

@@ -28,6 +28,8 @@ pub enum Variant {
     Plain,
     /// Not the product: what `cargo xtask bench` measures it against.
     Floors,
+    /// Not the product: what sends and counts packets for `cargo xtask bench peers`.
+    Traffic,
     /// Not the product: with another layout of the maps, for the tests of moving flows between two.
     NextLayout,
 }
@@ -37,6 +39,7 @@ impl Variant {
         workspace.objects().join(match self {
             Self::Plain => "matapa-xdp.o",
             Self::Floors => "matapa-floors.o",
+            Self::Traffic => "matapa-traffic.o",
             Self::NextLayout => "matapa-next-layout.o",
         })
     }
@@ -46,13 +49,14 @@ impl Variant {
         match self {
             Self::Plain | Self::NextLayout => "matapa-xdp",
             Self::Floors => "matapa-floors",
+            Self::Traffic => "matapa-traffic",
         }
     }
 
     /// Of the crate.
     const fn features(self) -> &'static [&'static str] {
         match self {
-            Self::Plain | Self::Floors => &[],
+            Self::Plain | Self::Floors | Self::Traffic => &[],
             Self::NextLayout => &["--features", NEXT_LAYOUT],
         }
     }

@@ -56,6 +56,17 @@ pub const LAB: [Need; 16] = [
     need("smtp-sink", ["postfix", "postfix", "postfix", "postfix"], How::Unpack),
 ];
 
+/// What `cargo xtask bench peers` runs besides: what else would stand in Matapa's place, and what asks it.
+pub const PEERS: [Need; 3] = [
+    need("haproxy", ["haproxy", "haproxy", "haproxy", "haproxy"], How::Unpack),
+    need(
+        "ngx_stream_module.so",
+        ["libnginx-mod-stream", "nginx-mod-stream", "nginx-mod-stream", "nginx-mod-stream"],
+        How::Unpack,
+    ),
+    need("wrk", ["wrk", "wrk", "wrk", "wrk"], How::Install),
+];
+
 /// Everything that booting another kernel needs.
 pub const MACHINES: [Need; 7] = [
     need(
@@ -82,8 +93,26 @@ impl Need {
     }
 
     fn is_present(&self) -> bool {
-        self.programs().all(|program| find_program(program).is_some())
+        self.programs().all(|program| {
+            if is_module(program) { module_is_here(program) } else { find_program(program).is_some() }
+        })
     }
+}
+
+/// A program that another one loads.
+fn is_module(program: &str) -> bool {
+    Path::new(program).extension().is_some_and(|extension| extension == "so")
+}
+
+/// In the search path, where unpacked programs are.
+fn module_is_here(module: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(module).is_file())
+}
+
+/// Where a Debian package has a program.
+fn inside(program: &str) -> PathBuf {
+    Path::new(if is_module(program) { "usr/lib/nginx/modules" } else { "usr/sbin" }).join(program)
 }
 
 /// What of the list is not on this machine.
@@ -231,15 +260,19 @@ fn unpack(workspace: &Workspace, need: &Need) -> Result<()> {
     }
     let archive = only_archive(&dir)?;
     run_logged("dpkg-deb", &log, Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&dir))?;
-    let programs: Vec<PathBuf> = need.programs().map(|name| dir.join("usr/sbin").join(name)).collect();
-    if let Some(absent) = programs.iter().find(|program| !is_executable(program)) {
+    let programs: Vec<PathBuf> = need.programs().map(|name| dir.join(inside(name))).collect();
+    let absent = need
+        .programs()
+        .zip(&programs)
+        .find(|(name, path)| !is_module(name) && !is_executable(path) || !path.is_file());
+    if let Some((_, absent)) = absent {
         bail!("package {} has no {}: install {} by hand", need.debian, absent.display(), need.program);
     }
     let libraries = dir.join("usr/lib").join(need.debian);
     if programs.iter().any(|program| lacks_library(program, &libraries)) {
         install_libraries(workspace, &archive)?;
     }
-    for program in &programs {
+    for program in need.programs() {
         publish(workspace, need.debian, program, &libraries)?;
     }
     fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))
@@ -275,14 +308,13 @@ fn library_names(depends: &str) -> Vec<&str> {
 }
 
 /// Make an unpacked program callable by its name.
-fn publish(workspace: &Workspace, package: &str, program: &Path, libraries: &Path) -> Result<()> {
+fn publish(workspace: &Workspace, package: &str, name: &str, libraries: &Path) -> Result<()> {
     let bin = workspace.lab_programs();
     fs::create_dir_all(&bin).with_context(|| format!("cannot create {}", bin.display()))?;
-    let name = program.file_name().context("a program has a name")?;
     let link = bin.join(name);
     let _ = fs::remove_file(&link);
-    let inside = Path::new("..").join(package).join("usr/sbin").join(name);
-    let written = if libraries.is_dir() {
+    let inside = Path::new("..").join(package).join(inside(name));
+    let written = if libraries.is_dir() && !is_module(name) {
         let script = format!(
             "#!/bin/sh\nhere=$(dirname \"$(readlink -f \"$0\")\")\n\
              LD_LIBRARY_PATH=\"$here/../{package}/usr/lib/{package}\" exec \"$here/{}\" \"$@\"\n",
@@ -310,6 +342,13 @@ mod tests {
     fn only_shared_libraries_are_taken_from_dependencies() {
         let depends = "libc6 (>= 2.34), libssl3 (>= 3.0.0), iproute2, debconf | debconf-2.0, ssl-cert";
         assert_eq!(library_names(depends), ["libc6", "libssl3"]);
+    }
+
+    #[test]
+    fn a_module_of_nginx_is_no_program() {
+        assert!(is_module("ngx_stream_module.so") && !is_module("nginx"));
+        assert_eq!(inside("ngx_stream_module.so"), Path::new("usr/lib/nginx/modules/ngx_stream_module.so"));
+        assert_eq!(inside("haproxy"), Path::new("usr/sbin/haproxy"));
     }
 
     #[test]

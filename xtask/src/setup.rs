@@ -58,6 +58,11 @@ pub fn lab(workspace: &Workspace, install: Install) -> Result<()> {
     Ok(())
 }
 
+/// The programs that Matapa is measured beside.
+pub fn peers(workspace: &Workspace, install: Install) -> Result<()> {
+    programs(workspace, &packages::PEERS, install)
+}
+
 /// What boots other kernels, and those kernels.
 pub fn machines(workspace: &Workspace, series: &[vm::Series], install: Install) -> Result<Vec<vm::Kernel>> {
     let start = Instant::now();

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::bench::FLOORS_VARIABLE;
+use crate::bench::{FLOORS_VARIABLE, TRAFFIC_VARIABLE};
 use crate::build;
 use crate::ebpf::{self, Variant};
 use crate::lint;
@@ -74,7 +74,10 @@ fn setup_stages(workspace: &Workspace, lab: bool, report: &mut Report) -> Option
         Ok(())
     });
     if lab {
-        report.check("setup of the lab", || setup::lab(workspace, Install::Yes));
+        report.check("setup of the lab", || {
+            setup::lab(workspace, Install::Yes)?;
+            setup::peers(workspace, Install::Yes)
+        });
     }
     found
 }
@@ -89,7 +92,8 @@ fn build_stages(workspace: &Workspace, lab: bool, bpf: Option<&Bpf>, report: &mu
     }
     report.check("build of the measuring programs", || {
         let bpf = bpf.context("not run: there is no toolchain for them")?;
-        ebpf::build(workspace, bpf, Variant::Floors).map(drop)
+        ebpf::build(workspace, bpf, Variant::Floors)?;
+        ebpf::build(workspace, bpf, Variant::Traffic).map(drop)
     });
     let mut binary = None;
     report.check("build of the binary", || {
@@ -130,7 +134,8 @@ pub fn cargo_test(workspace: &Workspace, binary: Option<&Path>) -> Command {
         .args(["test", "--no-fail-fast"])
         .env(ROOT_VARIABLE, &workspace.root)
         .env(NEXT_VARIABLE, build::next_layout_path(workspace))
-        .env(FLOORS_VARIABLE, Variant::Floors.object(workspace));
+        .env(FLOORS_VARIABLE, Variant::Floors.object(workspace))
+        .env(TRAFFIC_VARIABLE, Variant::Traffic.object(workspace));
     match binary {
         Some(binary) => cargo.env(BINARY_VARIABLE, binary),
         None => cargo.env_remove(BINARY_VARIABLE),

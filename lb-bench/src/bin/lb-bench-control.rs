@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 use lb_bench::control::daemon::Gateway;
-use lb_bench::control::{Row, tables};
+use lb_bench::control::{Row, plots, tables};
 use lb_bench::network;
+use lb_bench::plot::directories;
 use lb_bench::report::write_json;
 
 #[derive(Debug, Parser)]
@@ -17,6 +18,9 @@ struct Arguments {
     /// Also write the figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Also write plots (SVG) into this directory
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
     /// Less of everything
     #[arg(long)]
     quick: bool,
@@ -77,6 +81,11 @@ fn bench(arguments: &Arguments) -> Result<()> {
     }
     if let Some(path) = &arguments.json {
         write_json(path, &rows)?;
+    }
+    for directory in directories(arguments.json.as_deref(), arguments.plots.as_deref()) {
+        for path in plots::draw(&rows, directory)? {
+            eprintln!("wrote {}", path.display());
+        }
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! daemon's memory and what it does when nothing happens.
 
 pub mod daemon;
+pub mod plots;
 pub mod tables;
 
 use std::fmt;

@@ -39,18 +39,7 @@ pub struct Matapa {
 impl Matapa {
     /// Nothing is started yet.
     pub fn new(lab: &Arc<Lab>, gateway: &Gateway, binary: &Path, config: &Path) -> Self {
-        let name = &gateway.name;
-        Self {
-            lab: Arc::clone(lab),
-            gateway: name.clone(),
-            netns: gateway.netns.clone(),
-            binary: binary.to_owned(),
-            config: config.to_owned(),
-            socket: lab.directory().join(format!("{name}.sock")),
-            pins: lab.pin_directory(name),
-            devices: gateway.devices(),
-            process: None,
-        }
+        Self::at(lab, &gateway.name, &gateway.netns, gateway.devices(), binary, config)
     }
 
     /// As [`Matapa::new`], with a configuration of its own that [`Matapa::write_config`] can change.
@@ -62,6 +51,46 @@ impl Matapa {
         let matapa = Self::new(lab, gateway, binary, &path);
         matapa.write_config(text)?;
         Ok(matapa)
+    }
+
+    /// As [`Matapa::with_config`], on a machine of another network than [`Topology`](crate::Topology): `devices` are its
+    /// interfaces.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn on(
+        lab: &Arc<Lab>,
+        name: &str,
+        netns: &crate::netns::Netns,
+        devices: &[&'static str],
+        binary: &Path,
+        text: &str,
+    ) -> Result<Self> {
+        let config = lab.directory().join(format!("{name}.toml"));
+        let matapa = Self::at(lab, name, netns, devices.to_vec(), binary, &config);
+        matapa.write_config(text)?;
+        Ok(matapa)
+    }
+
+    fn at(
+        lab: &Arc<Lab>,
+        name: &str,
+        netns: &crate::netns::Netns,
+        devices: Vec<&'static str>,
+        binary: &Path,
+        config: &Path,
+    ) -> Self {
+        Self {
+            lab: Arc::clone(lab),
+            gateway: name.to_owned(),
+            netns: netns.clone(),
+            binary: binary.to_owned(),
+            config: config.to_owned(),
+            socket: lab.directory().join(format!("{name}.sock")),
+            pins: lab.pin_directory(name),
+            devices,
+            process: None,
+        }
     }
 
     /// With another control socket.
