@@ -82,7 +82,7 @@ pub enum World {
     /// As `Main`, for four million flows in a table of four times as many places as the others have.
     FourMillion,
     /// A service with one thousand servers.
-    ThousandBackends,
+    TenThousandBackends,
     /// A service, for new flows.
     Fresh,
     /// A service whose flow table is full.
@@ -198,7 +198,7 @@ impl Scale {
             | World::ManyTo
             | World::ManyFrom
             | World::FourMillion
-            | World::ThousandBackends
+            | World::TenThousandBackends
             | World::Fresh
             | World::Full => (256, 2048, 1 << 20),
         };
@@ -249,7 +249,7 @@ pub fn configuration(world: World) -> String {
         }
         World::Hundred => service("many", &ports(100), &v4(1..=2)),
         World::TenThousand => service("many", &ports(10_000), &v4(1..=2)),
-        World::ThousandBackends => service("tcp4", &[format!("{}/tcp", vip4(0, 80))], &v4(1..=1000)),
+        World::TenThousandBackends => service("tcp4", &[format!("{}/tcp", vip4(0, 80))], &v4(1..=10_000)),
         World::Modes => return text + &modes::configuration(),
         World::Flood => service("tcp4", &[format!("{}/tcp", vip4(0, 80))], &v4(1..=2)),
         World::Fresh | World::Full => {
@@ -638,7 +638,7 @@ impl List {
             let opening = KINDS[0].opening(client, vip4(0, 80));
             let Some(data) = opening.last().copied() else { continue };
             let expected = Expected { notes: crowded(flows), ..ends(Reason::ToBackend, verdict::REDIRECT) };
-            self.push("to backend, one of 1,000 servers", flows, World::ThousandBackends, data, expected);
+            self.push("to backend, one of 10,000 servers", flows, World::TenThousandBackends, data, expected);
             self.after(opening);
         }
     }

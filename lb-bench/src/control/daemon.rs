@@ -187,17 +187,18 @@ impl Gateway {
         Ok(Row::new("CPU while nothing happens", capacity, "places", "%", vec![share]))
     }
 
-    /// The daemon's memory beside the maps.
+    /// The memory of the daemon and of its process that checks, beside the maps.
     ///
     /// # Errors
     /// When it cannot be read.
     pub fn memory(&mut self, services: u16) -> Result<Row> {
         self.matapa.write_config(&configuration(services, 1 << 20, "")?)?;
         self.start()?;
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
-        // proc_pid_status(5): what is mapped from maps and files is counted elsewhere.
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
-        let kib: f64 = line.trim().trim_end_matches(" kB").parse().context("RssAnon")?;
+        let daemon = self.pid()?;
+        let mut kib = anonymous(daemon)?;
+        for process in children(daemon)? {
+            kib += anonymous(process)?;
+        }
         self.detach()?;
         Ok(Row::new("memory of the daemon", services.into(), "services", "MiB", vec![kib / 1024.0]))
     }
@@ -209,4 +210,23 @@ impl Gateway {
     fn clock(&self) -> Result<ClockId> {
         Ok(clock_getcpuclockid(Pid::from_raw(self.pid()?.try_into()?))?)
     }
+}
+
+/// What a process has for itself, in KiB. What is mapped from maps and files is counted elsewhere (proc_pid_status(5)).
+fn anonymous(pid: u32) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
+    line.trim().trim_end_matches(" kB").parse().context("RssAnon")
+}
+
+/// Processes that one has started, by any of its threads.
+fn children(pid: u32) -> Result<Vec<u32>> {
+    let mut all = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(task?.path().join("children"))?;
+        for word in text.split_whitespace() {
+            all.push(word.parse()?);
+        }
+    }
+    Ok(all)
 }
