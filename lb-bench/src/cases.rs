@@ -191,6 +191,7 @@ impl Scale {
     pub const fn geometry(self, world: World) -> Geometry {
         let (listeners, backends, table_slots) = match world {
             World::TenThousand => (10_240, 20_480, 1 << 22),
+            World::TenThousandBackends => (256, 10_240, 1 << 20),
             World::Main
             | World::Modes
             | World::Flood
@@ -198,7 +199,6 @@ impl Scale {
             | World::ManyTo
             | World::ManyFrom
             | World::FourMillion
-            | World::TenThousandBackends
             | World::Fresh
             | World::Full => (256, 2048, 1 << 20),
         };

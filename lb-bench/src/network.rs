@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unsha
 use nix::unistd::Pid;
 
 /// How many servers there are, of each family.
-pub const SERVERS: u16 = 1024;
+pub const SERVERS: u16 = 10_000;
 
 /// The VLAN that some clients are in.
 pub const VLAN: u16 = 5;
