@@ -103,9 +103,10 @@ async fn gone() -> bool {
     checkers().is_empty()
 }
 
-fn kill_checker() {
+fn signal_checker(signal: Signal) -> i32 {
     let [checker] = checkers()[..] else { panic!("{:?}", checkers()) };
-    kill(Pid::from_raw(checker), Signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(checker), signal).unwrap();
+    checker
 }
 
 #[tokio::test]
@@ -141,7 +142,7 @@ async fn a_killed_one_is_replaced_and_servers_keep_their_health() {
     let mut checking = Checking::of(&[well.clone(), ill.clone()]).await;
     checking.wait_for(|report| report.health == Health::Up).await;
     checking.wait_for(|report| report.health == Health::Down).await;
-    kill_checker();
+    signal_checker(Signal::SIGKILL);
     assert!(gone().await);
     while checking.reports.try_recv().is_ok() {}
     // Asked while nobody checks.
@@ -154,6 +155,16 @@ async fn a_killed_one_is_replaced_and_servers_keep_their_health() {
     }
     assert_eq!(previous, HashMap::from([(well, Health::Up), (ill, Health::Down)]));
     timeout(LIMIT, polled).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn one_that_hangs_is_replaced() {
+    let mut checking = Checking::of(&[target(server().await, Probe::Tcp)]).await;
+    checking.report().await;
+    let hung = signal_checker(Signal::SIGSTOP);
+    while checking.reports.try_recv().is_ok() {}
+    assert_eq!(checking.report().await.previous, Health::Up);
+    assert!(!checkers().contains(&hung));
 }
 
 #[tokio::test]
@@ -292,7 +303,7 @@ async fn authorities_are_read_for_it_and_again_when_their_file_is_replaced() {
     replace(&file, &right.pem());
     checking.wait_for(|report| report.result.is_ok()).await;
     // A new process is told all anew.
-    kill_checker();
+    signal_checker(Signal::SIGKILL);
     assert!(gone().await);
     while checking.reports.try_recv().is_ok() {}
     assert_eq!(checking.report().await.result, Ok(()));

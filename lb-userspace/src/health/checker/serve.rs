@@ -125,6 +125,7 @@ impl Conversation {
                 }
             }
             Order::Commit => self.runner.set_targets(self.targets.values().cloned().collect()),
+            Order::Call => self.outbox.push_back(Answer::Here),
             Order::Poll(poll) => {
                 let (done, polled) = oneshot::channel();
                 self.runner.poll(done);

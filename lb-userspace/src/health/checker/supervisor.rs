@@ -27,8 +27,10 @@ use crate::health::{Health, Report, Target};
 
 /// Between an end of the process that checks and its next start.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Between looks at files of authorities.
+/// Between looks at files of authorities, and at whether the process that checks is still there.
 const LOOK: Duration = Duration::from_secs(1);
+/// A process that says nothing for so long hangs.
+const SILENCE: Duration = Duration::from_secs(10);
 /// Targets in one message.
 const AT_ONCE: usize = 1000;
 
@@ -103,7 +105,9 @@ impl Supervisor {
                 // The place is freed at once, for `flush` to take.
                 () = async { drop(self.reports.reserve().await) }, if !self.outbox.is_empty() => {}
                 () = sleep_until(self.start_at), if missing => self.start(),
-                _ = look.tick(), if self.checker.is_some() => self.tell_authorities(),
+                _ = look.tick() => if let Err(error) = self.look() {
+                    self.bury(&error).await;
+                },
             }
         }
     }
@@ -162,6 +166,9 @@ impl Supervisor {
     }
 
     fn tell_authorities(&mut self) {
+        if self.checker.is_none() {
+            return;
+        }
         let wanted: BTreeSet<Trust> = self
             .watched
             .values()
@@ -171,6 +178,24 @@ impl Supervisor {
         for order in self.told.refresh(wanted) {
             self.order(order);
         }
+    }
+
+    /// Calls the process that checks, once it has been told what is new.
+    ///
+    /// # Errors
+    /// When it did not answer to many calls.
+    fn look(&mut self) -> io::Result<()> {
+        self.tell_authorities();
+        let Some(checker) = &mut self.checker else { return Ok(()) };
+        if !self.outbox.is_empty() {
+            // Nobody listens to it meanwhile.
+            checker.heard = Instant::now();
+        }
+        if checker.heard.elapsed() > SILENCE {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer any more"));
+        }
+        self.order(Order::Call);
+        Ok(())
     }
 
     fn poll(&mut self, done: oneshot::Sender<()>) {
@@ -227,6 +252,7 @@ impl Supervisor {
 
     fn note(&mut self, answer: Answer) {
         match answer {
+            Answer::Here => {}
             Answer::Polled(poll) => {
                 if let Some(done) = self.polls.remove(&poll) {
                     let _ = done.send(());
@@ -278,6 +304,8 @@ struct Checker {
     /// For a task that waits when the process is slow to read.
     orders: mpsc::UnboundedSender<Order>,
     answers: FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
+    /// When it said something last.
+    heard: Instant,
 }
 
 impl Checker {
@@ -298,7 +326,8 @@ impl Checker {
         let (answers, orders_to) = UnixStream::from_std(ours)?.into_split();
         let (orders, queued) = mpsc::unbounded_channel();
         tokio::spawn(write(orders_to, queued));
-        Ok(Self { process, orders, answers: FramedRead::new(answers, codec(LONGEST_ANSWER)) })
+        let answers = FramedRead::new(answers, codec(LONGEST_ANSWER));
+        Ok(Self { process, orders, answers, heard: Instant::now() })
     }
 
     /// It has gone, or says what is not understood.
@@ -315,7 +344,9 @@ impl Checker {
 /// The next answer; never where there is no process.
 async fn heard(checker: &mut Option<Checker>) -> io::Result<Answer> {
     let Some(checker) = checker else { return pending().await };
-    match checker.answers.next().await {
+    let answer = checker.answers.next().await;
+    checker.heard = Instant::now();
+    match answer {
         Some(answer) => decode(&answer?),
         None => Err(io::ErrorKind::UnexpectedEof.into()),
     }

@@ -27,6 +27,8 @@ pub(super) enum Order {
     Remove(Vec<Number>),
     /// The change is told; it holds from now on.
     Commit,
+    /// Say that you are there, with [`Answer::Here`].
+    Call,
     /// Check all now, and answer with [`Answer::Polled`].
     Poll(u64),
     /// Instead of what was told before.
@@ -37,6 +39,7 @@ pub(super) enum Order {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
     Report(Finding),
+    Here,
     /// Everything has been reported that this poll asked for.
     Polled(u64),
 }
