@@ -138,8 +138,7 @@ pub extern "C" fn matapa_dry_record_reverse() -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn matapa_dry_attempt_reverse(port: u32, index: u32, first: u32) -> u32 {
-    work()
-        .map_or(reverse::NOWHERE, |work| reverse::attempt(&Kernel(Dry(())), work, port, index, first != 0))
+    work().map_or(reverse::NOWHERE, |work| reverse::attempt(&Kernel(Dry(())), work, port, index, first != 0))
 }
 
 /// A context in which nothing is written.

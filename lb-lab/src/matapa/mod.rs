@@ -135,7 +135,8 @@ impl Matapa {
         self.wait_answer()
     }
 
-    /// Waits until a daemon that was launched answers.
+    /// Waits until a daemon that was launched answers, and has left its programs to later ones: then it has all stages,
+    /// also those that are loaded after the start.
     ///
     /// # Errors
     /// With what it printed, when it ends instead.
@@ -144,8 +145,14 @@ impl Matapa {
             self.check_running()?;
             // The socket of a killed predecessor may still be there: ask for the pid, too.
             let pid = self.process.as_ref().map(Process::pid);
-            Ok(self.status().ok().filter(|status| Some(status.pid) == pid))
+            Ok(self.status().ok().filter(|status| Some(status.pid) == pid && self.is_whole()))
         })
+    }
+
+    fn is_whole(&self) -> bool {
+        let is_complete = |name: std::ffi::OsString| name.to_string_lossy().starts_with("programs-");
+        let pins = std::fs::read_dir(&self.pins);
+        pins.is_ok_and(|pins| pins.flatten().any(|pin| is_complete(pin.file_name())))
     }
 
     /// Starts the daemon and does not wait.

@@ -138,7 +138,9 @@ impl Control {
             let members = self.config.members(service).map(|member| member.backend);
             let its =
                 move |b: &&crate::config::Backend| b.address == address && b.host.as_deref() == Some(host);
-            members.filter(its).flat_map(move |b| status::numbers(self.dataplane.image(), servers, service, b))
+            members
+                .filter(its)
+                .flat_map(move |b| status::numbers(self.dataplane.image(), servers, service, b))
         };
         let numbers: BTreeSet<_> = self.config.services.iter().flat_map(of).collect();
         numbers.into_iter().map(|id| flows.live(id)).sum()

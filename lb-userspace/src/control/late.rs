@@ -40,7 +40,9 @@ impl Control {
         // Not one of the runtime's: the end of the daemon does not wait for the verifier.
         match std::thread::Builder::new().name("stages".to_owned()).spawn(load) {
             Ok(_) => self.late.waiting = true,
-            Err(error) => error!("packets that need more than the first stages are left to the kernel: {error}"),
+            Err(error) => {
+                error!("packets that need more than the first stages are left to the kernel: {error}")
+            }
         }
     }
 

@@ -49,7 +49,10 @@ pub fn status(sources: &Sources<'_>) -> Status {
             .iter()
             .map(|a| InterfaceStatus { name: a.name.clone(), index: a.index, mode: a.mode().to_owned() })
             .collect(),
-        services: (1..).zip(&config.services).map(|(id, s)| service_status(sources, &servers, id, s)).collect(),
+        services: (1..)
+            .zip(&config.services)
+            .map(|(id, s)| service_status(sources, &servers, id, s))
+            .collect(),
     }
 }
 

@@ -9,7 +9,8 @@ use crate::config::{Config, Forward, Protocol};
 /// Names of the programs of these stages, in the order of their numbers. All others are for what is rare, such as fragments,
 /// extension headers and errors, or for what the configuration does not have.
 pub fn of(config: &Config) -> Vec<&'static str> {
-    let listeners = config.services.iter().flat_map(|service| service.listen.iter().map(move |l| (service, l)));
+    let listeners =
+        config.services.iter().flat_map(|service| service.listen.iter().map(move |l| (service, l)));
     let mut wanted = vec![Stage::Entry, Stage::Tagged];
     // Two listeners may have a server in common, whose flows have an entry for the way back.
     let several = listeners.clone().count() > 1;
@@ -60,7 +61,10 @@ mod tests {
             ["matapa_xdp", "matapa_v6", "matapa_tagged", "matapa_out6", "matapa_tunnel6", "matapa_refuse6"]
         );
         let both = first(&format!("{one}{six}"));
-        assert!(["matapa_v6", "matapa_back4", "matapa_record"].iter().all(|name| both.contains(name)), "{both:?}");
+        assert!(
+            ["matapa_v6", "matapa_back4", "matapa_record"].iter().all(|name| both.contains(name)),
+            "{both:?}"
+        );
         assert!(!both.contains(&"matapa_back6"), "no way back through here: {both:?}");
         assert_eq!(first(""), ["matapa_xdp", "matapa_tagged"]);
     }

@@ -10,9 +10,9 @@ use aya::programs::{ProgramError, Xdp, XdpMode as AyaMode};
 use lb_common::abi::map;
 use log::{info, warn};
 
+use super::Kernel;
 use super::link::take_off;
 use super::pins::Pins;
-use super::Kernel;
 use crate::config::XdpMode;
 
 /// An interface with the program on it.

@@ -86,7 +86,7 @@ impl Rest {
     pub fn load(self) -> anyhow::Result<()> {
         let Self(mut ebpf) = self;
         let is_late = |name: &&&str| ebpf.program(name).is_some_and(|program| program.fd().is_err());
-        let late: Vec<_> = abi::STAGE_PROGRAMS.iter().filter(is_late).collect();
+        let late: Vec<_> = abi::STAGE_PROGRAMS.iter().filter(is_late).copied().collect();
         load_programs(&mut ebpf, late)?;
         fill_stages(&mut ebpf, abi::STAGE_PROGRAMS)
     }
@@ -100,6 +100,16 @@ pub enum Programs<'n> {
     First(&'n [&'static str]),
     /// All, and the way of every packet is logged.
     Traced,
+}
+
+impl Programs<'_> {
+    /// Nothing is left for later: packets use an earlier daemon's programs, which have all stages.
+    const fn at_once(self) -> Self {
+        match self {
+            Self::First(_) => Self::All,
+            other => other,
+        }
+    }
 }
 
 /// Loads the program over the pinned maps if there are any, else over new ones made for `wanted`, with the hash key that
@@ -134,15 +144,11 @@ pub fn load(
              than its peer; run `matapa detach` and start the daemon again (this interrupts forwarding)"
         );
     }
-    let programs = match programs {
-        Programs::First(_) => Programs::All,
-        other => other,
-    };
     let geometry = wanted.with_room_of(&found.geometry);
     if found.layout.is_current() && geometry == found.geometry {
-        return load_with(pins, found, programs, true);
+        return load_with(pins, found, programs.at_once(), true);
     }
-    load_beside(pins, found, geometry, programs)
+    load_beside(pins, found, geometry, programs.at_once())
 }
 
 /// Loads the program over new maps with this key; there must be no pinned ones.
@@ -188,7 +194,7 @@ fn load_beside(
         Ok(Loaded { kernel, image: filled, adopted: true, moving: Some(Move::new(old, image)), rest: None })
     };
     filled().inspect_err(|_: &anyhow::Error| {
-        if let Err(error) = pins.remove_next() {
+        if let Err(error) = pins.remove_loading().and_then(|()| pins.remove_next()) {
             warn!("could not remove the pins of new maps that are of no use: {error}");
         }
     })
@@ -209,11 +215,7 @@ fn resume(pins: &Pins, new: Found, programs: Programs<'_>) -> anyhow::Result<Loa
     let old = PinnedMaps::open(pins, old)?;
     let image = snapshot::read(&old)?;
     let moving = Some(Move::new(old, image).resumed());
-    let programs = match programs {
-        Programs::First(_) => Programs::All,
-        other => other,
-    };
-    Ok(Loaded { moving, ..load_with(pins, new, programs, true)? })
+    Ok(Loaded { moving, ..load_with(pins, new, programs.at_once(), true)? })
 }
 
 fn load_with(pins: &Pins, found: Found, programs: Programs<'_>, adopted: bool) -> anyhow::Result<Loaded> {
@@ -221,44 +223,14 @@ fn load_with(pins: &Pins, found: Found, programs: Programs<'_>, adopted: bool) -
     let traced = matches!(programs, Programs::Traced);
     let constants = Constants::new(geometry, key, if traced { abi::trace::LOG } else { abi::trace::OFF });
     let paths: Vec<_> = map::ALL.iter().map(|name| (*name, pins.map_of(set, name))).collect();
-    let object = object::embedded()?;
-    let found = if adopted && !traced {
-        let fingerprint = instance::fingerprint(object, &constants, &paths)?;
-        instance::find(pins, &fingerprint).map(|instance| (instance, fingerprint))
-    } else {
-        None
+    let kept = if adopted && !traced { Own::kept(pins, &constants, &paths)? } else { None };
+    let (own, rest, logger) = match kept {
+        Some(own) => {
+            info!("the programs of the last daemon are those of this one, and go on");
+            (own, None, None)
+        }
+        None => Own::load(pins, &constants, &paths, programs)?,
     };
-    let mut rest = None;
-    let (instance, fingerprint, dir, ebpf, logger) = if let Some((instance, fingerprint)) = found {
-        info!("the programs of the last daemon are those of this one, and go on");
-        let dir = pins.instance(&fingerprint);
-        (instance, fingerprint, dir, None, None)
-    } else {
-        let mut ebpf = constants.load_maps(&paths)?;
-        let logger = if traced {
-            Some(aya_log::EbpfLogger::init(&mut ebpf).context("cannot read the program's trace")?)
-        } else {
-            None
-        };
-        let first: Vec<&'static str> = match programs {
-            Programs::First(stages) => stages.iter().copied().chain([abi::LATER_PROGRAM]).collect(),
-            Programs::All | Programs::Traced => abi::STAGE_PROGRAMS.to_vec(),
-        };
-        load_programs(&mut ebpf, first.iter().chain([&abi::CLOCK_PROGRAM]))?;
-        fill_stages(&mut ebpf, abi::STAGE_PROGRAMS)?;
-        let fingerprint = instance::fingerprint(object, &constants, &paths)?;
-        let dir = pins.make_loading().context("cannot make a directory for the programs' pins")?;
-        let instance = Instance::pin(&mut ebpf, &dir)?;
-        let ebpf = match programs {
-            Programs::First(_) => {
-                rest = Some(Rest(ebpf));
-                None
-            }
-            Programs::All | Programs::Traced => Some(ebpf),
-        };
-        (instance, fingerprint, dir, ebpf, logger)
-    };
-    let own = Own { instance, fingerprint, dir, is_whole: rest.is_none(), ebpf };
     let kernel = kernel(&paths, own, logger, &constants)?;
     let image = if adopted {
         snapshot::read(&kernel)?
@@ -273,6 +245,52 @@ fn load_with(pins: &Pins, found: Found, programs: Programs<'_>, adopted: bool) -
         Image { pace: kernel.pace(), ..Image::default() }
     };
     Ok(Loaded { kernel, image, adopted, moving: None, rest })
+}
+
+impl Own {
+    /// Those that an earlier daemon has left over these maps, if they are the same.
+    fn kept(
+        pins: &Pins,
+        constants: &Constants,
+        maps: &[(&'static str, PathBuf)],
+    ) -> anyhow::Result<Option<Self>> {
+        let fingerprint = instance::fingerprint(object::embedded()?, constants, maps)?;
+        let found = instance::find(pins, &fingerprint);
+        Ok(found.map(|instance| {
+            let dir = pins.instance(&fingerprint);
+            Self { instance, fingerprint, dir, is_whole: true, ebpf: None }
+        }))
+    }
+
+    /// Loads them, and says what is left to load.
+    fn load(
+        pins: &Pins,
+        constants: &Constants,
+        maps: &[(&'static str, PathBuf)],
+        programs: Programs<'_>,
+    ) -> anyhow::Result<(Self, Option<Rest>, Option<super::Logger>)> {
+        let mut ebpf = constants.load_maps(maps)?;
+        let logger = match programs {
+            Programs::Traced => {
+                Some(aya_log::EbpfLogger::init(&mut ebpf).context("cannot read the program's trace")?)
+            }
+            Programs::All | Programs::First(_) => None,
+        };
+        let stages: Vec<&str> = match programs {
+            Programs::First(stages) => stages.iter().copied().chain([abi::LATER_PROGRAM]).collect(),
+            Programs::All | Programs::Traced => abi::STAGE_PROGRAMS.to_vec(),
+        };
+        load_programs(&mut ebpf, stages.iter().copied().chain([abi::CLOCK_PROGRAM]))?;
+        fill_stages(&mut ebpf, abi::STAGE_PROGRAMS)?;
+        let fingerprint = instance::fingerprint(object::embedded()?, constants, maps)?;
+        let dir = pins.make_loading().context("cannot make a directory for the programs' pins")?;
+        let instance = Instance::pin(&mut ebpf, &dir)?;
+        let (ebpf, rest) = match programs {
+            Programs::First(_) => (None, Some(Rest(ebpf))),
+            Programs::All | Programs::Traced => (Some(ebpf), None),
+        };
+        Ok((Self { instance, fingerprint, dir, is_whole: rest.is_none(), ebpf }, rest, logger))
+    }
 }
 
 /// What is written into the program when it is loaded. All instances over the same maps must agree on all but the last.
@@ -337,9 +355,9 @@ impl Constants {
 /// Has the kernel verify the programs of these names, as many at a time as there are CPUs: it takes most of a start.
 pub(super) fn load_programs<'n>(
     ebpf: &mut Ebpf,
-    names: impl IntoIterator<Item = &'n &'static str>,
+    names: impl IntoIterator<Item = &'n str>,
 ) -> anyhow::Result<()> {
-    let names: Vec<&str> = names.into_iter().copied().collect();
+    let names: Vec<&str> = names.into_iter().collect();
     // Also a name that the object lacks is an error.
     for name in &names {
         xdp(ebpf, name)?;

@@ -295,7 +295,8 @@ impl Kernel {
 
     /// Those of the object that this instance uses.
     fn loaded_programs(&self) -> anyhow::Result<impl Iterator<Item = (&str, &Program)>> {
-        let ebpf = self.own.ebpf.as_ref().context("the programs were not loaded all at once by this process")?;
+        let ebpf =
+            self.own.ebpf.as_ref().context("the programs were not loaded all at once by this process")?;
         Ok(ebpf.programs().filter(|(_, program)| program.fd().is_ok()))
     }
 

@@ -161,6 +161,7 @@ impl Pins {
     /// When a pin cannot be moved or removed.
     pub fn settle(&self, names: &[&str]) -> io::Result<bool> {
         self.remove_next()?;
+        self.remove_loading()?;
         if !self.dir.join(SWITCHING).exists() {
             return Ok(false);
         }
@@ -187,10 +188,17 @@ impl Pins {
     /// # Errors
     /// When the BPF file system refuses.
     pub fn make_loading(&self) -> io::Result<PathBuf> {
-        let dir = self.loading();
-        remove_directory(&dir)?;
-        fs::create_dir(&dir)?;
-        Ok(dir)
+        self.remove_loading()?;
+        fs::create_dir(self.loading())?;
+        Ok(self.loading())
+    }
+
+    /// Removes it, with what a daemon has left there that ended too early.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn remove_loading(&self) -> io::Result<()> {
+        remove_directory(&self.loading())
     }
 
     /// They are all there now.
@@ -411,7 +419,8 @@ mod tests {
         assert!(!pins.instance("two").exists());
         fs::write(pins.make_loading().unwrap().join("matapa_clock"), "third").unwrap();
         pins.end_loading("two").unwrap();
-        let names = |dir: PathBuf| fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+        let names =
+            |dir: PathBuf| fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
         assert_eq!(names(pins.instance("two")), ["matapa_clock"], "nothing of the interrupted one");
         pins.keep_instance(Some(&pins.instance("two"))).unwrap();
         assert!(!pins.instance("one").exists() && pins.instance("two").exists());

@@ -85,7 +85,7 @@ impl Recipe {
             instead.map_or(*name, |(_, instead)| *instead)
         };
         let programs: Vec<_> = abi::STAGE_PROGRAMS.iter().map(stand_in).collect();
-        load::load_programs(&mut ebpf, programs.iter().chain(others))?;
+        load::load_programs(&mut ebpf, programs.iter().chain(others).copied())?;
         load::fill_stages(&mut ebpf, &programs)?;
         let stages = ebpf
             .take_map(map::STAGES)
