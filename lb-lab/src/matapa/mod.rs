@@ -366,10 +366,22 @@ impl Matapa {
     /// # Errors
     /// When `ip` fails.
     pub fn attached(&self, interface: &str) -> Result<bool> {
+        Ok(self.program(interface)?.is_some())
+    }
+
+    /// The kernel's number of the program that an interface has.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn program(&self, interface: &str) -> Result<Option<u32>> {
+        const BEFORE: &str = "prog/xdp id ";
         let mut command = self.lab.command("ip")?;
         command.args(["-details", "link", "show", "dev", interface]);
         let text = self.lab.finish(&self.netns, command, COMMAND_LIMIT)?.expect("ip link show")?;
-        Ok(text.contains("prog/xdp"))
+        let number = text.split_once(BEFORE).and_then(|(_, rest)| rest.split_whitespace().next());
+        number
+            .map(|number| number.parse().with_context(|| format!("`ip` shows a program {number}")))
+            .transpose()
     }
 
     /// # Errors
