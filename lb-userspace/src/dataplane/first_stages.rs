@@ -66,6 +66,5 @@ mod tests {
             "{both:?}"
         );
         assert!(!both.contains(&"matapa_back6"), "no way back through here: {both:?}");
-        assert_eq!(first(""), ["matapa_xdp", "matapa_tagged"]);
     }
 }
