@@ -41,7 +41,7 @@ impl Control {
         match std::thread::Builder::new().name("stages".to_owned()).spawn(load) {
             Ok(_) => self.late.waiting = true,
             Err(error) => {
-                error!("packets that need more than the first stages are left to the kernel: {error}")
+                error!("packets that need more than the first stages are left to the kernel: {error}");
             }
         }
     }
