@@ -14,7 +14,7 @@ use lb_userspace::dataplane::Dataplane;
 use lb_userspace::dataplane::desired::{Verdicts, desired};
 use lb_userspace::dataplane::image::Image;
 use lb_userspace::dataplane::kernel::Kernel;
-use lb_userspace::dataplane::kernel::load::{Geometry, load};
+use lb_userspace::dataplane::kernel::load::{Geometry, Programs, load};
 use lb_userspace::dataplane::kernel::pins::Pins;
 use lb_userspace::dataplane::plan::plan;
 use lb_userspace::dataplane::snapshot::Readable as _;
@@ -67,7 +67,7 @@ impl Instance {
     pub fn new(text: &str, geometry: Geometry) -> Result<Self> {
         let config = config::parse(text, Path::new("bench.toml"))?;
         let pins = Pins::open(&pin_directory())?;
-        let loaded = load(&pins, geometry, None, false);
+        let loaded = load(&pins, geometry, None, Programs::All);
         // Maps and programs live on by their descriptors.
         pins.remove_all().context("cannot remove the pins of the bench")?;
         let mut instance = Self { dataplane: Dataplane::over(loaded?.kernel, Image::default()), config };

@@ -220,6 +220,18 @@ pub trait Env {
         select::with_room(self, table, start)
     }
 
+    /// As [`select::less_loaded`], with the same remark.
+    #[inline(always)]
+    fn less_loaded(&self, table: TableRef, start: u32, best: u32, from: u32) -> u32 {
+        select::less_loaded(self, table, start, best, from)
+    }
+
+    /// As [`select::room_among`], with the same remark.
+    #[inline(always)]
+    fn room_among(&self, table: TableRef, start: u32, from: u32) -> u32 {
+        select::room_among(self, table, start, from)
+    }
+
     /// As [`select::choose`], with the same remark.
     #[inline(always)]
     fn choose(&self, work: &mut Work) -> u32
@@ -245,6 +257,15 @@ pub trait Env {
         Self: Sized,
     {
         reverse::record(self, work)
+    }
+
+    /// As [`reverse::attempt`], with the same remark.
+    #[inline(always)]
+    fn attempt_reverse(&self, work: &mut Work, port: u32, index: u32, first: bool) -> u32
+    where
+        Self: Sized,
+    {
+        reverse::attempt(self, work, port, index, first)
     }
 
     /// As [`reverse::forget`], with the same remark.

@@ -25,8 +25,9 @@ pub fn next(slot_at: impl Fn(u32) -> Option<u32>, size: u32, slot: u32, current:
     let mut named = 0u64;
     let mut passed = false;
     for step in 0..RUNS * RUN {
-        // Computed anew each time: carried along, it would have the verifier follow each turn of the loop on two paths.
-        let far = step / RUN * size.div_ceil(RUNS) + step % RUN;
+        // Rounded up by adding: `div_ceil` asks for a remainder, and the verifier would follow each turn of the loop on both
+        // ways out of that.
+        let far = step / RUN * (size.wrapping_add(RUNS - 1) / RUNS) + step % RUN;
         // A rotation may be shorter than the search, and what follows it is another listener's.
         let Some(id) = slot.wrapping_add(far).checked_rem(size).and_then(&slot_at) else { break };
         let bit = 1 << (id & 63);

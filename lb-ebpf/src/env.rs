@@ -77,18 +77,18 @@ pub extern "C" fn matapa_next(offset: u32, size: u32, slot: u32, current: u32) -
     maglev::next(|i| table_slot(offset.wrapping_add(i)), size, slot, current)
 }
 
-/// `select::least_loaded` likewise.
+/// `select::less_loaded` likewise.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn matapa_least(offset: u32, size: u32, start: u32) -> u32 {
-    select::least_loaded(&Kernel(()), TableRef::new(offset, size, 0), start)
+pub extern "C" fn matapa_less(offset: u32, size: u32, start: u32, best: u32, from: u32) -> u32 {
+    select::less_loaded(&Kernel(()), TableRef::new(offset, size, 0), start, best, from)
 }
 
-/// `select::with_room` likewise.
+/// `select::room_among` likewise.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn matapa_room(offset: u32, size: u32, start: u32) -> u32 {
-    select::with_room(&Kernel(()), TableRef::new(offset, size, 0), start)
+pub extern "C" fn matapa_room(offset: u32, size: u32, start: u32, from: u32) -> u32 {
+    select::room_among(&Kernel(()), TableRef::new(offset, size, 0), start, from)
 }
 
 /// `select::choose` likewise, for the packet in `WORK`.
@@ -109,7 +109,14 @@ pub extern "C" fn matapa_commit() -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn matapa_record_reverse() -> u32 {
-    work().map_or(reverse::UNRECORDED, |work| reverse::record(&Kernel(()), work))
+    work().map_or(reverse::NOWHERE, |work| reverse::record(&Kernel(()), work))
+}
+
+/// `reverse::attempt` likewise. Whether it is the first one is asked for only where nothing is written.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn matapa_attempt_reverse(port: u32, index: u32) -> u32 {
+    work().map_or(reverse::NOWHERE, |work| reverse::attempt(&Kernel(()), work, port, index, false))
 }
 
 /// `reverse::forget` likewise. What it returns means nothing: functions of this kind return a number.
@@ -124,7 +131,14 @@ pub extern "C" fn matapa_forget_reverse(place: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn matapa_dry_record_reverse() -> u32 {
-    work().map_or(reverse::UNRECORDED, |work| reverse::record(&Kernel(Dry(())), work))
+    work().map_or(reverse::NOWHERE, |work| reverse::record(&Kernel(Dry(())), work))
+}
+
+/// `reverse::attempt` where nothing is written.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn matapa_dry_attempt_reverse(port: u32, index: u32, first: u32) -> u32 {
+    work().map_or(reverse::NOWHERE, |work| reverse::attempt(&Kernel(Dry(())), work, port, index, first != 0))
 }
 
 /// A context in which nothing is written.
@@ -410,13 +424,13 @@ impl<C: Context> Env for Kernel<C> {
     }
 
     #[inline(always)]
-    fn least_loaded(&self, table: TableRef, start: u32) -> u32 {
-        matapa_least(table.offset(), table.size(), start)
+    fn less_loaded(&self, table: TableRef, start: u32, best: u32, from: u32) -> u32 {
+        matapa_less(table.offset(), table.size(), start, best, from)
     }
 
     #[inline(always)]
-    fn with_room(&self, table: TableRef, start: u32) -> u32 {
-        matapa_room(table.offset(), table.size(), start)
+    fn room_among(&self, table: TableRef, start: u32, from: u32) -> u32 {
+        matapa_room(table.offset(), table.size(), start, from)
     }
 
     #[inline(always)]
@@ -432,6 +446,15 @@ impl<C: Context> Env for Kernel<C> {
     #[inline(always)]
     fn record_reverse(&self, _work: &mut Work) -> u32 {
         if C::DRY { matapa_dry_record_reverse() } else { matapa_record_reverse() }
+    }
+
+    #[inline(always)]
+    fn attempt_reverse(&self, _work: &mut Work, port: u32, index: u32, first: bool) -> u32 {
+        if C::DRY {
+            matapa_dry_attempt_reverse(port, index, u32::from(first))
+        } else {
+            matapa_attempt_reverse(port, index)
+        }
     }
 
     #[inline(always)]

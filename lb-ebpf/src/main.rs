@@ -74,6 +74,14 @@ stage!(matapa_back6, Back6, [Refuse6]);
 stage!(matapa_refuse4, Refuse4, []);
 stage!(matapa_refuse6, Refuse6, []);
 
+/// Stands for a stage that is yet to be loaded, at a first start: the packet goes to the kernel as it came in, as those before
+/// it did that no program saw. It is not counted either.
+#[xdp(frags)]
+pub fn matapa_later(ctx: XdpContext) -> u32 {
+    let Some(work) = env::work() else { return XDP_PASS };
+    if pipeline::leave(&mut frame::Frame(&ctx), &env::Kernel(&ctx), work) { XDP_PASS } else { XDP_DROP }
+}
+
 #[inline(always)]
 fn finish(verdict: Verdict) -> u32 {
     match verdict.action {

@@ -161,6 +161,103 @@ proptest! {
         });
         prop_assert_eq!(exercise(&source).is_err(), overlap);
     }
+
+    /// As if each pool and each server were compared with each one before it.
+    #[test]
+    fn pools_and_servers_that_are_the_same_or_not_there(
+        pools in prop::collection::vec(servers(), 1..4),
+        services in prop::collection::vec(uses(), 1..4),
+    ) {
+        let mut source = "interfaces = ['eth0']\n".to_owned();
+        for (index, pool) in pools.iter().enumerate() {
+            source += &format!("[pools.p{index}]\nbackends = {}\n", list(pool));
+        }
+        for (index, (uses, backup)) in services.iter().enumerate() {
+            let what = match uses {
+                Uses::Named(pool) => format!("pool = 'p{pool}'"),
+                Uses::Own(servers) => format!("backends = {}", list(servers)),
+            };
+            let backup = backup.map_or_else(String::new, |pool| format!("\nbackup = 'p{pool}'"));
+            source += &format!("[services.{}]\nlisten = '203.0.113.{index}:25'\n{what}{backup}\n", SERVICES[index]);
+        }
+        let lines = exercise(&source).err().map(|errors| errors.lines()).unwrap_or_default();
+        let found = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+
+        let owned = services.iter().filter_map(|(uses, _)| match uses {
+            Uses::Own(servers) => Some(servers),
+            Uses::Named(_) => None,
+        });
+        let (mut twice, mut named) = (0, 0);
+        for servers in pools.iter().chain(owned) {
+            for (index, (address, port, name)) in servers.iter().enumerate() {
+                let before = &servers[..index];
+                if before.iter().any(|(other, other_port, _)| (other, other_port) == (address, port)) {
+                    twice += 1;
+                } else if before.iter().any(|(.., other)| other == name) {
+                    named += 1;
+                }
+            }
+        }
+        prop_assert_eq!(found("is in this pool twice"), twice, "{}", source);
+        prop_assert_eq!(found("two backends of this pool are named"), named, "{}", source);
+        let is_there = |pool: &usize| *pool < pools.len();
+        let (mut missing, mut itself, mut doubled) = (0, 0, 0);
+        let mut used = Vec::new();
+        for (index, (uses, backup)) in services.iter().enumerate() {
+            let of_its_name = (0..pools.len()).find(|pool| SERVICES[index] == format!("p{pool}"));
+            match uses {
+                Uses::Named(pool) => {
+                    missing += usize::from(!is_there(pool));
+                    itself += usize::from(*backup == Some(*pool));
+                    // Of what is not there, the nearest is meant.
+                    used.push(if is_there(pool) { *pool } else { 0 });
+                }
+                Uses::Own(_) => {
+                    doubled += usize::from(of_its_name.is_some());
+                    used.extend(of_its_name);
+                }
+            }
+            missing += usize::from(backup.is_some_and(|pool| !is_there(&pool)));
+            used.extend(*backup);
+        }
+        prop_assert_eq!(found("there is no pool"), missing, "{}", source);
+        prop_assert_eq!(found("cannot be its own backup"), itself, "{}", source);
+        prop_assert_eq!(found("there is one already"), doubled, "{}", source);
+        let unused = (0..pools.len()).filter(|pool| !used.contains(pool)).count();
+        prop_assert_eq!(found("is used by no service"), unused, "{}", source);
+    }
+}
+
+/// Last byte of the address, port, name.
+type Listed = (u8, Option<u16>, &'static str);
+
+/// What a service's servers are.
+#[derive(Clone, Debug)]
+enum Uses {
+    /// By the number in its name.
+    Named(usize),
+    Own(Vec<Listed>),
+}
+
+/// Of the services, two of which may be called like a pool.
+const SERVICES: [&str; 3] = ["p0", "s", "p1"];
+
+fn servers() -> impl Strategy<Value = Vec<Listed>> {
+    let port = prop_oneof![Just(None), Just(Some(25)), Just(Some(2525))];
+    prop::collection::vec((1..5u8, port, prop::sample::select(vec!["a", "b", "c", "d", "e"])), 1..5)
+}
+
+fn uses() -> impl Strategy<Value = (Uses, Option<usize>)> {
+    let uses = prop_oneof![(0..4usize).prop_map(Uses::Named), servers().prop_map(Uses::Own)];
+    (uses, prop::option::of(0..4usize))
+}
+
+fn list(servers: &[Listed]) -> String {
+    let one = |(address, port, name): &Listed| {
+        let port = port.map_or_else(String::new, |port| format!(", port = {port}"));
+        format!("{{ name = '{name}', address = '198.51.100.{address}'{port} }}")
+    };
+    format!("[{}]", servers.iter().map(one).collect::<Vec<_>>().join(", "))
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lb_userspace::dataplane::Capacity;
-use lb_userspace::dataplane::kernel::load::{Geometry, load};
+use lb_userspace::dataplane::kernel::load::{Geometry, Programs, load};
 use lb_userspace::dataplane::kernel::pins::Pins;
 use lb_userspace::dataplane::object;
 use serde::{Deserialize, Serialize};
@@ -57,7 +57,7 @@ fn verified() -> Counts {
     let dir = PathBuf::from(format!("/sys/fs/bpf/matapa-budget-{}", std::process::id()));
     let pins = Pins::open(&dir).unwrap();
     let capacity = Capacity { listeners: 64, backends: 256, table_slots: 1 << 18 };
-    let loaded = load(&pins, Geometry { capacity, flow_lines: 1024 }, None, false);
+    let loaded = load(&pins, Geometry { capacity, flow_lines: 1024 }, None, Programs::All);
     pins.remove_all().unwrap();
     loaded.unwrap_or_else(|e| panic!("{e:#}")).kernel.verified_programs().unwrap()
 }

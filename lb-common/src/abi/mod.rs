@@ -98,6 +98,8 @@ pub mod map {
 /// Names of the program and of its load-time constants.
 pub const PROGRAM: &str = "matapa_xdp";
 pub const CLOCK_PROGRAM: &str = "matapa_clock";
+/// What stands for a stage that is yet to be loaded: leaves the packet to the kernel.
+pub const LATER_PROGRAM: &str = "matapa_later";
 /// What stands in front of the first stage while packets are traced.
 pub const TRACE_PROGRAM: &str = "matapa_trace";
 pub const GLOBAL_HASH_KEY: &str = "HASH_KEY";

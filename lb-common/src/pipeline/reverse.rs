@@ -23,6 +23,8 @@ pub const RECORDED: u32 = 0;
 pub const EXHAUSTED: u32 = 1;
 /// There is no room in the flow table.
 pub const UNRECORDED: u32 = 2;
+/// The maps contradict each other.
+pub const NOWHERE: u32 = 3;
 
 /// Ports that are tried.
 const TRIES: u32 = 32;
@@ -92,97 +94,102 @@ pub fn record<E: Env>(env: &E, work: &mut Work) -> u32 {
     let (Some(backend), Some(listener)) = (env.backend(work.backend), env.listener(work.listener)) else {
         return UNRECORDED;
     };
-    let snat = backend.mode == Mode::SNAT;
-    let v6 = backend.flags.has(BackendFlags::V6);
-    let protocol = work.protocol as u8;
-    let now = env.now();
     if work.begins == 0 {
         // It has moved to another backend.
         work.snat_known = 0;
         release(env, work, place);
     }
-    let server_port = if backend.port.raw() == 0 { work.vip_port } else { backend.port };
-    let mut local = work.client;
-    let mut local_port = work.client_port;
-    let mut index = 0;
-    let mut count = 1;
-    let mut start = 0;
-    let mut stride = 1;
-    if snat {
-        let known = work.snat_known != 0;
-        index = u32::from(listener.snat_first)
-            + (work.hash as u32 >> 24).checked_rem(u32::from(listener.snat_count)).unwrap_or(0);
-        if known {
-            index = work.snat_index;
-        }
-        match env.snat_address(index) {
-            Some(addr) => local = *addr,
-            None => return UNRECORDED,
-        }
-        count = u32::from(listener.snat_last_port).wrapping_sub(u32::from(listener.snat_port)) + 1;
-        start = (((work.hash >> 32) * u64::from(count)) >> 32) as u32;
-        if known {
-            start = u32::from(work.snat_port.get()).wrapping_sub(u32::from(listener.snat_port));
-        }
-        if count > TRIES {
-            // Ports in a row are taken in a row.
-            stride = (work.hash as u32 & 0xff) | 1;
-        }
+    if backend.mode != Mode::SNAT {
+        let port = u32::from(work.client_port.get());
+        return env.attempt_reverse(work, port, 0, true);
     }
+    let known = work.snat_known != 0;
+    let mut index = u32::from(listener.snat_first)
+        + (work.hash as u32 >> 24).checked_rem(u32::from(listener.snat_count)).unwrap_or(0);
+    let lowest = u32::from(listener.snat_port);
+    let count = u32::from(listener.snat_last_port).wrapping_sub(lowest) + 1;
+    let mut start = (((work.hash >> 32) * u64::from(count)) >> 32) as u32;
+    if known {
+        index = work.snat_index;
+        start = u32::from(work.snat_port.get()).wrapping_sub(lowest);
+    }
+    // Ports in a row are taken in a row.
+    let stride = if count > TRIES { (work.hash as u32 & 0xff) | 1 } else { 1 };
     let mut full = false;
     for turn in 0..TRIES {
         if turn >= count {
             break;
         }
-        if snat {
-            let step = start.wrapping_add(turn.wrapping_mul(stride)).checked_rem(count).unwrap_or(0);
-            local_port = Be16::new((u32::from(listener.snat_port) + step) as u16);
+        let step = start.wrapping_add(turn.wrapping_mul(stride)).checked_rem(count).unwrap_or(0);
+        match env.attempt_reverse(work, lowest.wrapping_add(step), index, turn == 0) {
+            EXHAUSTED => {}
+            UNRECORDED => full = true,
+            outcome => return outcome,
         }
-        let ports = hash::ports(local_port.get(), server_port.get());
-        let hash = hash_of(env, v6, &local, &backend.addr, ports, protocol);
-        let line_index = hash.line(env.flow_lines());
-        let Some(line) = env.flow_line(line_index) else { return UNRECORDED };
-        let new = FlowWord::new(hash.fingerprint(), work.backend, FlowState::Reverse, now);
-        let mut way = flow::find(line, hash.fingerprint());
-        if way < WAYS {
-            let old = line.load(way);
-            // Of two flows that are one to the server, the later one has the way back.
-            let replaces = !snat || E::DRY && turn == 0 && was_released(env, work, line_index, way, old);
-            let same = replaces && old.state() as u8 == FlowState::Reverse as u8;
-            if !same || !env.change(line, way, old, new) {
-                continue;
-            }
-        } else {
-            let recorded = flow::record(env, line, new);
-            if recorded.way >= WAYS {
-                full = true;
-                continue;
-            }
-            if recorded.evicted {
-                env.count(Reason::FlowEvicted);
-            }
-            way = recorded.way;
-        }
-        let other = line_index.wrapping_mul(WAYS as u32).wrapping_add(way as u32);
-        let mut tuple = select::tuple(work);
-        if snat {
-            tuple.snat_port = local_port;
-            tuple.snat_index = index as u16;
-            work.snat_port = local_port;
-            work.snat_index = index;
-        }
-        tuple.partner = place.wrapping_add(1);
-        env.record_tuple(other, &tuple);
-        tuple.partner = other.wrapping_add(1);
-        env.record_tuple(place, &tuple);
-        return RECORDED;
     }
-    if snat && let Some(line) = env.flow_line(work.line) {
+    if let Some(line) = env.flow_line(work.line) {
         // Without it the flow is worth nothing.
         let way = (place % WAYS as u32) as usize;
         env.change(line, way, work.new, FlowWord::FREE);
     }
     if full { UNRECORDED } else { EXHAUSTED }
+}
+
+/// Records the way back of the flow in hand to this port, with `snat` of the address with this index, if no other flow has
+/// it: [`RECORDED`], [`EXHAUSTED`] when one has, [`UNRECORDED`] when its line has no room, [`NOWHERE`] when the maps
+/// contradict each other. `first`: nothing else was tried before.
+#[inline(always)]
+pub fn attempt<E: Env>(env: &E, work: &mut Work, port: u32, index: u32, first: bool) -> u32 {
+    let Some(backend) = env.backend(work.backend) else { return NOWHERE };
+    let snat = backend.mode == Mode::SNAT;
+    let server_port = if backend.port.raw() == 0 { work.vip_port } else { backend.port };
+    let local_port = Be16::new(port as u16);
+    let mut local = work.client;
+    if snat {
+        match env.snat_address(index) {
+            Some(addr) => local = *addr,
+            None => return NOWHERE,
+        }
+    }
+    let v6 = backend.flags.has(BackendFlags::V6);
+    let ports = hash::ports(local_port.get(), server_port.get());
+    let hash = hash_of(env, v6, &local, &backend.addr, ports, work.protocol as u8);
+    let line_index = hash.line(env.flow_lines());
+    let Some(line) = env.flow_line(line_index) else { return NOWHERE };
+    let new = FlowWord::new(hash.fingerprint(), work.backend, FlowState::Reverse, env.now());
+    let mut way = flow::find(line, hash.fingerprint());
+    if way < WAYS {
+        let old = line.load(way);
+        // Of two flows that are one to the server, the later one has the way back.
+        let replaces = !snat || E::DRY && first && was_released(env, work, line_index, way, old);
+        let same = replaces && old.state() as u8 == FlowState::Reverse as u8;
+        if !same || !env.change(line, way, old, new) {
+            return EXHAUSTED;
+        }
+    } else {
+        let recorded = flow::record(env, line, new);
+        if recorded.way >= WAYS {
+            return UNRECORDED;
+        }
+        if recorded.evicted {
+            env.count(Reason::FlowEvicted);
+        }
+        way = recorded.way;
+    }
+    let place = work.place;
+    let other = line_index.wrapping_mul(WAYS as u32).wrapping_add(way as u32);
+    let mut tuple = select::tuple(work);
+    if snat {
+        tuple.snat_port = local_port;
+        tuple.snat_index = index as u16;
+        work.snat_port = local_port;
+        work.snat_index = index;
+    }
+    tuple.partner = place.wrapping_add(1);
+    env.record_tuple(other, &tuple);
+    tuple.partner = other.wrapping_add(1);
+    env.record_tuple(place, &tuple);
+    RECORDED
 }
 
 /// Whether a word that is still there was released for the flow in hand, which takes its port again.

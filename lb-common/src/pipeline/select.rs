@@ -27,8 +27,10 @@ const ANY_WAY: u32 = WAYS as u32;
 /// The flow is not recorded, or its record stays as it is.
 const NO_WAY: u32 = WAYS as u32 + 1;
 
-/// Backends that are compared for the fewest connections.
+/// Slots that are looked at for the fewest connections, or for room.
 const COMPARED: u32 = 64;
+/// So many of them at a time: the verifier follows each turn of a loop, but a function of its own once.
+const PART: u32 = 8;
 
 /// Chooses the backend for the packet in hand, and what is to be recorded of it.
 #[inline(always)]
@@ -206,20 +208,27 @@ fn scheduled<E: Env>(env: &E, work: &Work, listener: &Listener) -> FlowHash {
 /// at.
 #[inline(always)]
 pub fn least_loaded<E: Env + ?Sized>(env: &E, table: TableRef, start: u32) -> u32 {
-    let size = table.size();
     let mut best = start;
-    // As a fraction, so that nothing is divided: the first is worse than any.
-    let mut live = u64::MAX >> 24;
-    let mut weight = 1u64;
-    for step in 0..COMPARED {
-        if step >= size {
+    for part in 0..COMPARED / PART {
+        best = env.less_loaded(table, start, best, part * PART);
+    }
+    best
+}
+
+/// Of `best` and eight slots from `start + from` on, the one whose backend has the fewest live flows for its weight; of
+/// equals the first.
+#[inline(always)]
+pub fn less_loaded<E: Env + ?Sized>(env: &E, table: TableRef, start: u32, best: u32, from: u32) -> u32 {
+    let size = table.size();
+    let mut best = best;
+    let Some((mut live, mut weight)) = load_of(env, table, best) else { return best };
+    for step in 0..PART {
+        if from.wrapping_add(step) >= size {
             break;
         }
-        let Some(slot) = start.wrapping_add(step).checked_rem(size) else { break };
-        let Some(id) = env.table_slot(table.offset().wrapping_add(slot)) else { break };
-        let Some(backend) = env.backend(id) else { break };
-        let count = env.live(id).flows() + 1;
-        let share = if backend.weight == 0 { 1 } else { u64::from(backend.weight) };
+        let Some(slot) = start.wrapping_add(from).wrapping_add(step).checked_rem(size) else { break };
+        let Some((count, share)) = load_of(env, table, slot) else { break };
+        // As fractions, so that nothing is divided.
         if count * weight < live * share {
             best = slot;
             live = count;
@@ -227,6 +236,14 @@ pub fn least_loaded<E: Env + ?Sized>(env: &E, table: TableRef, start: u32) -> u3
         }
     }
     best
+}
+
+/// How many live flows the backend in a slot would have, and its weight.
+#[inline(always)]
+fn load_of<E: Env + ?Sized>(env: &E, table: TableRef, slot: u32) -> Option<(u64, u64)> {
+    let id = env.table_slot(table.offset().wrapping_add(slot))?;
+    let weight = env.backend(id)?.weight;
+    Some((env.live(id).flows() + 1, if weight == 0 { 1 } else { u64::from(weight) }))
 }
 
 /// Whether a backend has as many flows as it may.
@@ -241,12 +258,24 @@ fn is_full<E: Env + ?Sized>(env: &E, id: u32) -> bool {
 /// The first backend, from the slot `start` on, that may have another flow; 0 when none of 64 slots has one.
 #[inline(always)]
 pub fn with_room<E: Env + ?Sized>(env: &E, table: TableRef, start: u32) -> u32 {
+    for part in 0..COMPARED / PART {
+        let id = env.room_among(table, start, part * PART);
+        if id != 0 {
+            return id;
+        }
+    }
+    0
+}
+
+/// The first backend in eight slots from `start + from` on that may have another flow; 0 when none has.
+#[inline(always)]
+pub fn room_among<E: Env + ?Sized>(env: &E, table: TableRef, start: u32, from: u32) -> u32 {
     let size = table.size();
-    for step in 0..COMPARED {
-        if step >= size {
+    for step in 0..PART {
+        if from.wrapping_add(step) >= size {
             break;
         }
-        let Some(slot) = start.wrapping_add(step).checked_rem(size) else { break };
+        let Some(slot) = start.wrapping_add(from).wrapping_add(step).checked_rem(size) else { break };
         let Some(id) = env.table_slot(table.offset().wrapping_add(slot)) else { break };
         if !is_full(env, id) {
             return id;

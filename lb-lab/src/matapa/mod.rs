@@ -164,7 +164,8 @@ impl Matapa {
         self.wait_answer()
     }
 
-    /// Waits until a daemon that was launched answers.
+    /// Waits until a daemon that was launched answers, and has left its programs to later ones: then it has all stages,
+    /// also those that are loaded after the start.
     ///
     /// # Errors
     /// With what it printed, when it ends instead.
@@ -173,8 +174,14 @@ impl Matapa {
             self.check_running()?;
             // The socket of a killed predecessor may still be there: ask for the pid, too.
             let pid = self.process.as_ref().map(Process::pid);
-            Ok(self.status().ok().filter(|status| Some(status.pid) == pid))
+            Ok(self.status().ok().filter(|status| Some(status.pid) == pid && self.is_whole()))
         })
+    }
+
+    fn is_whole(&self) -> bool {
+        let is_complete = |name: std::ffi::OsString| name.to_string_lossy().starts_with("programs-");
+        let pins = std::fs::read_dir(&self.pins);
+        pins.is_ok_and(|pins| pins.flatten().any(|pin| is_complete(pin.file_name())))
     }
 
     /// Starts the daemon and does not wait.
@@ -388,10 +395,22 @@ impl Matapa {
     /// # Errors
     /// When `ip` fails.
     pub fn attached(&self, interface: &str) -> Result<bool> {
+        Ok(self.program(interface)?.is_some())
+    }
+
+    /// The kernel's number of the program that an interface has.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn program(&self, interface: &str) -> Result<Option<u32>> {
+        const BEFORE: &str = "prog/xdp id ";
         let mut command = self.lab.command("ip")?;
         command.args(["-details", "link", "show", "dev", interface]);
         let text = self.lab.finish(&self.netns, command, COMMAND_LIMIT)?.expect("ip link show")?;
-        Ok(text.contains("prog/xdp"))
+        let number = text.split_once(BEFORE).and_then(|(_, rest)| rest.split_whitespace().next());
+        number
+            .map(|number| number.parse().with_context(|| format!("`ip` shows a program {number}")))
+            .transpose()
     }
 
     /// # Errors

@@ -100,6 +100,32 @@ fn what_an_operator_chose_survives_a_restart() {
 
 #[test]
 #[ignore = "needs root and network namespaces: cargo xtask test"]
+fn started_again_it_goes_on_with_its_programs_where_they_are_the_same() {
+    let config = echo_config(TCP_CHECK);
+    let (mut rig, echo) = Rig::echo(&config);
+    let programs = |rig: &Rig| ["ext", "int"].map(|name| rig.matapa.program(name).unwrap());
+    let first = programs(&rig);
+    assert!(first.iter().all(Option::is_some), "{first:?}");
+    rig.matapa.kill().unwrap();
+    rig.matapa.start().unwrap();
+    assert_eq!(programs(&rig), first, "killed");
+    assert!(rig.matapa.stop().unwrap().success());
+    rig.matapa.start().unwrap();
+    assert_eq!(programs(&rig), first, "stopped");
+    assert_prompt(&rig.connect_echo());
+    // Other maps need others.
+    rig.matapa.write_config(&format!("{config}[flows]\ncapacity = 2048\n")).unwrap();
+    assert!(rig.matapa.stop().unwrap().success());
+    rig.matapa.start().unwrap();
+    let second = programs(&rig);
+    assert!(second.iter().zip(first).all(|(new, old)| new.is_some() && *new != old), "{first:?}, {second:?}");
+    assert_prompt(&rig.connect_echo());
+    drop(echo);
+    rig.finish();
+}
+
+#[test]
+#[ignore = "needs root and network namespaces: cargo xtask test"]
 fn stopped_it_forwards_on_and_detached_it_does_not() {
     let (mut rig, echo) = Rig::echo(&echo_config(TCP_CHECK));
     let flows = Flows::open(rig.client(), vips(ECHO), 20, Dialect::Echo, Duration::from_millis(50)).unwrap();

@@ -1,6 +1,8 @@
 //! What a service's two pools mean together, and how much of a pool must be there.
 
-use super::cross::{Parts, unknown_pool};
+use std::collections::HashMap;
+
+use super::cross::{Parts, places, unknown_pool};
 use super::diagnostics::{At, Errors};
 use super::pools::PoolParts;
 use super::services::{PoolRef, ServiceParts};
@@ -10,12 +12,13 @@ use super::{Backend, Host, Listen, Protocol, Quorum, modes};
 /// The backup of each service, if it has one. Reports those that do not exist, and pools that would replace themselves.
 pub(super) fn resolve(errors: &mut Errors, parts: &Parts) -> Vec<Option<usize>> {
     let mut resolved = Vec::new();
+    let places = places(parts);
     for service in &parts.services {
         let Some(name) = &service.backup else {
             resolved.push(None);
             continue;
         };
-        let found = parts.pools.iter().position(|pool| !pool.own && pool.name.value == name.value);
+        let found = places.get(&(false, name.value.as_str())).copied();
         if found.is_none() {
             unknown_pool(errors, parts, name);
         }
@@ -40,9 +43,10 @@ pub(super) fn apart(
     pairs: &[(&ServiceParts, &PoolParts)],
     reserves: &[(&ServiceParts, &PoolParts)],
 ) {
+    let pools: HashMap<*const ServiceParts, &PoolParts> =
+        pairs.iter().map(|(service, pool)| (std::ptr::from_ref(*service), *pool)).collect();
     for (service, backup) in reserves {
-        let same = |pair: &&(&ServiceParts, &PoolParts)| std::ptr::eq(pair.0, *service);
-        let Some((_, pool)) = pairs.iter().find(same) else { continue };
+        let Some(pool) = pools.get(&std::ptr::from_ref(*service)) else { continue };
         for second in &backup.backends {
             let both = |what: &str| {
                 format!("{what} is in the pool and in the backup of service {}", quote(&service.name.value))

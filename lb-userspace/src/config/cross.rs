@@ -69,11 +69,21 @@ pub(super) fn check(errors: &mut Errors, parts: Parts) -> Option<Config> {
     build(parts, resolved, backups)
 }
 
+/// Where each pool stands, by whether it is a service's own and by its name: the first one of those that share both.
+pub(super) fn places(parts: &Parts) -> HashMap<(bool, &str), usize> {
+    let mut places = HashMap::new();
+    for (index, pool) in parts.pools.iter().enumerate() {
+        places.entry((pool.own, pool.name.value.as_str())).or_insert(index);
+    }
+    places
+}
+
 /// A service's own pool bears the service's name.
 fn duplicate_pools(errors: &mut Errors, parts: &Parts) {
+    let places = places(parts);
     for own in parts.pools.iter().filter(|pool| pool.own) {
         let name = &own.name.value;
-        if let Some(named) = parts.pools.iter().find(|pool| !pool.own && pool.name.value == *name) {
+        if let Some(named) = places.get(&(false, name.as_str())).map(|index| &parts.pools[*index]) {
             let shown = quote(name);
             let message =
                 format!("service {shown} lists backends, which makes a pool {shown}; there is one already");
@@ -86,9 +96,8 @@ fn duplicate_pools(errors: &mut Errors, parts: &Parts) {
 
 /// The pool of each service. Reports pools that do not exist, and pools that nobody uses.
 fn resolve(errors: &mut Errors, parts: &Parts) -> Vec<Option<usize>> {
-    let position = |own: bool, name: &str| {
-        parts.pools.iter().position(|pool| pool.own == own && pool.name.value == name)
-    };
+    let places = places(parts);
+    let position = |own: bool, name: &str| places.get(&(own, name)).copied();
     let mut used: HashSet<&str> = HashSet::new();
     let mut unclear = false;
     let mut resolved = Vec::new();

@@ -1,5 +1,6 @@
 //! Reading pools and their backends.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -109,17 +110,20 @@ enum Server {
 fn read_backends(errors: &mut Errors, entry: Entry<'_>) -> Servers {
     let items = document::list(errors, entry, "a list of servers", HELP);
     let mut servers = Servers { complete: !items.is_empty(), ..Servers::default() };
+    let mut seen = Seen::default();
     for item in items {
         let span = Span::from(item.span());
         match read_backend(errors, item) {
             Some(Server::Backend(value)) => {
                 let backend = At { value, span };
-                report_duplicates(errors, &servers, &backend);
+                report_duplicates(errors, &seen, &backend);
+                seen.add(&backend);
                 servers.backends.push(backend);
             }
             Some(Server::Host(value)) => {
                 let host = At { value, span };
-                report_same_host(errors, &servers, &host);
+                report_same_host(errors, &servers, &seen, &host);
+                seen.hosts.entry(host.value.name.clone()).or_insert(host.span);
                 servers.hosts.push(host);
             }
             None => servers.complete = false,
@@ -128,25 +132,44 @@ fn read_backends(errors: &mut Errors, entry: Entry<'_>) -> Servers {
     servers
 }
 
-fn report_duplicates(errors: &mut Errors, before: &Servers, backend: &At<Backend>) {
+/// Where those before stand: the first one of each place, and of each name.
+#[derive(Default)]
+struct Seen {
+    servers: HashMap<(IpAddr, Option<u16>), Span>,
+    backends: HashMap<String, Span>,
+    hosts: HashMap<String, Span>,
+}
+
+impl Seen {
+    fn add(&mut self, backend: &At<Backend>) {
+        let Backend { address, port, name, .. } = &backend.value;
+        self.servers.entry((*address, *port)).or_insert(backend.span);
+        self.backends.entry(name.clone()).or_insert(backend.span);
+    }
+
+    fn named(&self, name: &str) -> Option<Span> {
+        self.backends.get(name).or_else(|| self.hosts.get(name)).copied()
+    }
+}
+
+fn report_duplicates(errors: &mut Errors, before: &Seen, backend: &At<Backend>) {
     let new = &backend.value;
-    let same_server = |old: &&At<Backend>| (old.value.address, old.value.port) == (new.address, new.port);
-    if let Some(old) = before.backends.iter().find(same_server) {
+    if let Some(old) = before.servers.get(&(new.address, new.port)) {
         let port = new.port.map(|port| format!(" port {port}")).unwrap_or_default();
         let message = format!("backend {}{port} is in this pool twice", new.address);
-        errors.at(backend.span, message).related(old.span, "first here").help("remove one of the two");
+        errors.at(backend.span, message).related(*old, "first here").help("remove one of the two");
     } else if let Some(old) = before.named(&new.name) {
         report_same_name(errors, backend.span, old, &new.name);
     }
 }
 
-fn report_same_host(errors: &mut Errors, before: &Servers, host: &At<Host>) {
+fn report_same_host(errors: &mut Errors, before: &Servers, seen: &Seen, host: &At<Host>) {
     let new = &host.value;
     let same = |old: &&At<Host>| (&old.value.host, old.value.port) == (&new.host, new.port);
     if let Some(old) = before.hosts.iter().find(same) {
         let message = format!("host {} is in this pool twice", quote(&new.host));
         errors.at(host.span, message).related(old.span, "first here").help("remove one of the two");
-    } else if let Some(old) = before.named(&new.name) {
+    } else if let Some(old) = seen.named(&new.name) {
         report_same_name(errors, host.span, old, &new.name);
     }
 }
@@ -154,13 +177,6 @@ fn report_same_host(errors: &mut Errors, before: &Servers, host: &At<Host>) {
 fn report_same_name(errors: &mut Errors, span: Span, old: Span, name: &str) {
     let message = format!("two backends of this pool are named {}", quote(name));
     errors.at(span, message).related(old, "first here").help("give each a name of its own");
-}
-
-impl Servers {
-    fn named(&self, name: &str) -> Option<Span> {
-        let backend = self.backends.iter().find(|at| at.value.name == name).map(|at| at.span);
-        backend.or_else(|| self.hosts.iter().find(|at| at.value.name == name).map(|at| at.span))
-    }
 }
 
 fn read_backend(errors: &mut Errors, item: &Value<'_>) -> Option<Server> {

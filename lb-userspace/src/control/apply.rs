@@ -72,6 +72,7 @@ impl Control {
             self.emit(EventKind::ReloadRefused { errors: lines.clone() });
         }
         let Prepared { config: new, state, image, interfaces, vhids, sync, answers, left_out } = prepared?;
+        self.await_late();
         let services = self.service_states();
         // An interface that was removed and made again has another number.
         let same =

@@ -238,7 +238,10 @@ impl Choices {
                 }
             }
         }
-        self.switches.retain(|name, _| config.services.iter().any(|service| service.name == *name));
+        if !self.switches.is_empty() {
+            let names: BTreeSet<&str> = config.services.iter().map(|service| service.name.as_str()).collect();
+            self.switches.retain(|name, _| names.contains(name.as_str()));
+        }
     }
 
     fn wake(&mut self, at: Option<Instant>) {

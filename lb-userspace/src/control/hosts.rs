@@ -133,11 +133,14 @@ impl Control {
     /// Connections to an address that a host has or had.
     fn live(&self, host: &str, address: IpAddr) -> u64 {
         let flows = self.dataplane.maps().flows();
+        let servers = &self.dataplane.image().servers();
         let of = |service| {
             let members = self.config.members(service).map(|member| member.backend);
             let its =
                 move |b: &&crate::config::Backend| b.address == address && b.host.as_deref() == Some(host);
-            members.filter(its).flat_map(move |b| status::numbers(self.dataplane.image(), service, b))
+            members
+                .filter(its)
+                .flat_map(move |b| status::numbers(self.dataplane.image(), servers, service, b))
         };
         let numbers: BTreeSet<_> = self.config.services.iter().flat_map(of).collect();
         numbers.into_iter().map(|id| flows.live(id)).sum()
@@ -151,6 +154,7 @@ impl Control {
         if new == self.config {
             return;
         }
+        self.await_late();
         let mut state = self.state.clone();
         state.inherit(&new, self.dataplane.image());
         state.retain(&new);

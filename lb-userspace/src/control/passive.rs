@@ -42,7 +42,11 @@ impl Passive {
                 found.push((id, moved));
             }
         }
-        self.counted.retain(|server, _| image.backends.values().any(|b| b.server == *server));
+        // All that are there have been counted, so that there is more only where some have gone.
+        if self.counted.len() > image.backends.len() {
+            let servers = image.servers();
+            self.counted.retain(|server, _| servers.contains_key(server));
+        }
         self.suspects.retain(|server, _| self.counted.contains_key(server));
         found
     }

@@ -1,6 +1,7 @@
 //! What is known of the servers, and what is wanted of them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::cell::LazyCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,7 +11,7 @@ use super::wishes::Wishes;
 use crate::api::types::AdminState;
 use crate::config::{Backend, Config, Forward, Listen, Member, Protocol, Service};
 use crate::dataplane::desired::Verdicts;
-use crate::dataplane::image::{BackendEntry, ByHand, Image, Server, server_port, serves};
+use crate::dataplane::image::{BackendEntry, ByHand, Id, Image, Server, server_port, serves};
 use crate::health::{Carriage, CheckError, Health, Report, Target, Via};
 
 /// What the checks of one target have found.
@@ -73,10 +74,11 @@ impl State {
     /// `config`.
     pub fn restore(config: &Config, image: &Image) -> Self {
         let mut state = Self::default();
+        let servers = image.servers();
         for service in &config.services {
             for (listen, Member { backend, .. }) in places(config, service) {
                 // By its place, as the name in the maps may be cut short.
-                let Some(known) = known(image, listen, backend) else { continue };
+                let Some(known) = known(image, &servers, listen, backend) else { continue };
                 if known.by_hand.admin {
                     state.wishes.set_admin(service, backend, known.admin);
                 }
@@ -99,8 +101,9 @@ impl State {
     /// Of servers that are in the maps but were not checked in the way of `config` so far, the health in the maps
     /// stands until the first result: another check is no reason to take a server out of rotation.
     pub fn inherit(&mut self, config: &Config, image: &Image) {
+        let servers = image.servers();
         for (target, listen, member) in targets_with_use(config) {
-            if let Some(known) = known(image, listen, member.backend) {
+            if let Some(known) = known(image, &servers, listen, member.backend) {
                 self.checked
                     .entry(target)
                     .or_insert_with(|| Checked { health: known.health, ..Checked::default() });
@@ -185,6 +188,8 @@ impl State {
     /// Chooses what each listener uses, by what is known now. `image` is what the maps hold.
     pub fn settle(&mut self, config: &Config, image: &Image, now: Instant) {
         let mut choices = std::mem::take(&mut self.choices);
+        // Asked for only at the first time.
+        let servers = LazyCell::new(|| image.servers());
         choices.settle(config, now, |service, listen, member, first| {
             let backend = member.backend;
             let weight = self.wishes.weight(service, backend);
@@ -196,7 +201,7 @@ impl State {
                     self.passive.suspects(&Server { listener, address, port })
                 });
             let well = up && weight > 0 && self.admin(service, backend) == AdminState::Enabled;
-            let took = || known(image, listen, backend).is_some_and(BackendEntry::takes_new_flows);
+            let took = || known(image, &servers, listen, backend).is_some_and(BackendEntry::takes_new_flows);
             Seen { well, suspect, weight, established: first && took() }
         });
         self.choices = choices;
@@ -292,11 +297,16 @@ fn used(config: &Config, image: &Image, service: &Service, listen: &Listen) -> [
     used
 }
 
-/// What the maps hold of a backend behind a listener.
-fn known<'i>(image: &'i Image, listen: &Listen, backend: &Backend) -> Option<&'i BackendEntry> {
-    let server = (backend.address, server_port(listen, backend));
-    let mut found = image.backends_of(image.listener_at(listen)?);
-    found.find(|(_, b)| (b.server.address, b.server.port) == server).map(|(_, b)| b)
+/// What the maps hold of a backend behind a listener. `servers` are those of the image.
+fn known<'i>(
+    image: &'i Image,
+    servers: &HashMap<Server, Id>,
+    listen: &Listen,
+    backend: &Backend,
+) -> Option<&'i BackendEntry> {
+    let listener = image.listener_at(listen)?;
+    let server = Server { listener, address: backend.address, port: server_port(listen, backend) };
+    image.backends.get(servers.get(&server)?)
 }
 
 fn targets_with_use(config: &Config) -> impl Iterator<Item = (Target, &Listen, Member<'_>)> {

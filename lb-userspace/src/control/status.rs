@@ -1,6 +1,6 @@
 //! What the API shows, put together from the state, the image and the maps.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,7 +17,7 @@ use crate::config::{Backend, Config, Host, Member, Pool, Role, Service};
 use crate::dataplane::Dataplane;
 use crate::dataplane::desired::Verdicts as _;
 use crate::dataplane::flows::{Clock, Flow};
-use crate::dataplane::image::{Id, Image, address_from, server_port, serves};
+use crate::dataplane::image::{Id, Image, Server, address_from, server_port, serves};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::kernel::attach::Attached;
 use crate::dataplane::snapshot::Readable as _;
@@ -38,7 +38,8 @@ pub struct Sources<'a> {
 
 /// `GET /v1/status`
 pub fn status(sources: &Sources<'_>) -> Status {
-    let Sources { config, config_file, attached, started, .. } = sources;
+    let Sources { config, config_file, attached, started, dataplane, .. } = sources;
+    let servers = dataplane.image().servers();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -48,7 +49,10 @@ pub fn status(sources: &Sources<'_>) -> Status {
             .iter()
             .map(|a| InterfaceStatus { name: a.name.clone(), index: a.index, mode: a.mode().to_owned() })
             .collect(),
-        services: (1..).zip(&config.services).map(|(id, s)| service_status(sources, id, s)).collect(),
+        services: (1..)
+            .zip(&config.services)
+            .map(|(id, s)| service_status(sources, &servers, id, s))
+            .collect(),
     }
 }
 
@@ -65,10 +69,16 @@ pub fn service_state(image: &Image, state: &State, service: &Service) -> Service
     if active { ServiceState::Active } else { ServiceState::Down }
 }
 
-fn service_status(sources: &Sources<'_>, id: u32, service: &Service) -> ServiceStatus {
+fn service_status(
+    sources: &Sources<'_>,
+    servers: &HashMap<Server, Id>,
+    id: u32,
+    service: &Service,
+) -> ServiceStatus {
     let pool = &sources.config.pools[service.pool];
+    let members = sources.config.members(service);
     let backends: Vec<BackendStatus> =
-        sources.config.members(service).map(|member| backend_status(sources, service, &member)).collect();
+        members.map(|member| backend_status(sources, servers, service, &member)).collect();
     ServiceStatus {
         id,
         name: service.name.clone(),
@@ -158,10 +168,15 @@ fn ramp(state: &State, service: &Service, member: &Member<'_>) -> Option<u8> {
 }
 
 /// A backend of a service stands in the maps once for each of the service's listeners; here they are one.
-fn backend_status(sources: &Sources<'_>, service: &Service, member: &Member<'_>) -> BackendStatus {
+fn backend_status(
+    sources: &Sources<'_>,
+    servers: &HashMap<Server, Id>,
+    service: &Service,
+    member: &Member<'_>,
+) -> BackendStatus {
     let Sources { state, dataplane, .. } = sources;
     let backend = member.backend;
-    let ids = numbers(dataplane.image(), service, backend);
+    let ids = numbers(dataplane.image(), servers, service, backend);
     let stats = ids.iter().map(|id| dataplane.maps().stats(*id).unwrap_or_default()).fold(
         BackendStats::default(),
         |sum, s| BackendStats {
@@ -288,17 +303,20 @@ pub fn certificate_sentence(days: i64) -> String {
     }
 }
 
-/// The numbers that a backend of a service has in the maps.
-pub fn numbers(image: &Image, service: &Service, backend: &Backend) -> Vec<Id> {
+/// The numbers that a backend of a service has in the maps. `servers` are those of the image.
+pub fn numbers(
+    image: &Image,
+    servers: &HashMap<Server, Id>,
+    service: &Service,
+    backend: &Backend,
+) -> Vec<Id> {
     service
         .listen
         .iter()
         .filter_map(|listen| {
+            let listener = image.listener_at(listen)?;
             let port = server_port(listen, backend);
-            let mut found = image.backends_of(image.listener_at(listen)?);
-            found
-                .find(|(_, b)| (b.server.address, b.server.port) == (backend.address, port))
-                .map(|(id, _)| id)
+            servers.get(&Server { listener, address: backend.address, port }).copied()
         })
         .collect()
 }

@@ -1,5 +1,6 @@
 //! Flow synchronisation and the rest: what the maps hold, when the flows are here, and who is told.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -83,7 +84,12 @@ impl FlowSync {
 
     /// Before these steps are taken: no flow is entered any more for what they remove.
     pub fn before(&self, dataplane: &Dataplane<Kernel>, timeouts: &Flows, steps: &[Op]) {
-        let gone = |id: Id| steps.iter().any(|step| matches!(step, Op::RemoveBackend(gone) if *gone == id));
+        let removed = steps.iter().filter_map(|step| match step {
+            Op::RemoveBackend(id) => Some(*id),
+            _ => None,
+        });
+        let removed: BTreeSet<Id> = removed.collect();
+        let gone = |id: Id| removed.contains(&id);
         self.directory.publish(directory(dataplane, timeouts).without(&gone));
     }
 

@@ -14,6 +14,7 @@ use super::carp::{VhidStates, addresses_elsewhere};
 use super::explain::Explaining;
 use super::held::HeldFragments;
 use super::hosts::Hosts;
+use super::late::LateStages;
 use super::request::{Refusal, Request};
 use super::resets::{self, Connection};
 use super::state::{Name, State, uses};
@@ -70,6 +71,7 @@ pub struct Control {
     pub hosts: Hosts,
     /// On the way to backends that the kernel itself does not send to.
     pub neighbours: Neighbours,
+    pub late: LateStages,
 }
 
 /// What ends the task.
@@ -141,6 +143,7 @@ impl Control {
                 Ok(()) = self.interfaces.changed() => self.tell_ports(),
                 Some(change) = self.carp.changes.recv() => self.tell_carp(change),
                 Some(change) = self.sync.changes.recv() => self.tell_sync(&change),
+                Some(loaded) = self.late.loaded() => self.late_loaded(loaded),
                 Some(loaded) = self.explaining.loaded() => self.explainer_loaded(loaded),
                 Some(change) = self.tracing.change() => self.tracing_changed(change),
                 frames = self.held.due() => self.offer_held(&frames),

@@ -18,6 +18,7 @@ use crate::control::carp::VhidStates;
 use crate::control::explain::Explaining;
 use crate::control::held::HeldFragments;
 use crate::control::hosts::Hosts;
+use crate::control::late::LateStages;
 use crate::control::request::ControlHandle;
 use crate::control::state::State;
 use crate::control::sync::FlowSync;
@@ -26,9 +27,9 @@ use crate::control::tracing::Tracing;
 use crate::dataplane::flows::Swept;
 use crate::dataplane::kernel::Logger;
 use crate::dataplane::kernel::attach;
-use crate::dataplane::kernel::load::{self, Geometry, Loaded};
+use crate::dataplane::kernel::load::{self, Geometry, Loaded, Programs};
 use crate::dataplane::kernel::pins::{self, Pins};
-use crate::dataplane::{Capacity, Dataplane, snapshot};
+use crate::dataplane::{Capacity, Dataplane, first_stages, snapshot};
 use crate::health;
 use crate::net::neighbours::Neighbours;
 use crate::net::ports::Interfaces;
@@ -94,8 +95,10 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
     // that has nothing to forward; and its peers do not wait until this one's program is verified.
     let forwards = config.services.is_empty() || pins.links().is_ok_and(|links| !links.is_empty());
     let early = if forwards { Some(carp::task::start(vhids.clone())?) } else { None };
-    let Loaded { mut kernel, image, adopted, moving } =
-        match load::load(&pins, geometry(&config), seed, options.trace_packets) {
+    let first = first_stages::of(&config);
+    let programs = if options.trace_packets { Programs::Traced } else { Programs::First(&first) };
+    let Loaded { mut kernel, image, adopted, moving, rest } =
+        match load::load(&pins, geometry(&config), seed, programs) {
             Ok(loaded) => loaded,
             Err(error) => {
                 if let Some(carp) = early {
@@ -148,6 +151,7 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         hosts,
         neighbours: Neighbours::default(),
         sync: FlowSync::default(),
+        late: LateStages::default(),
     };
     let begun = control.begin_sync(sync).and_then(|()| control.begin(adopted, moving, &interfaces));
     if let Err(error) = begun {
@@ -158,6 +162,7 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         }
         return Err(error);
     }
+    control.load_late(rest);
     if !forwards {
         control.carp.send(carp::task::Command::Reload(vhids));
     }

@@ -1,6 +1,6 @@
 //! The content of the maps as plain data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -309,7 +309,17 @@ impl Forward {
 impl Image {
     /// The number of the listener at this VIP.
     pub fn listener_at(&self, listen: &Listen) -> Option<Id> {
-        self.listeners.iter().find(|(_, l)| l.listen == *listen).map(|(id, _)| *id)
+        let endpoint = listen.endpoint();
+        let is_it = |id: &Id| self.listeners.get(id).is_some_and(|listener| listener.listen == *listen);
+        if endpoint.is_chained() {
+            return self.chain(&endpoint).into_iter().find(is_it);
+        }
+        self.endpoints.get(&endpoint).copied().filter(is_it)
+    }
+
+    /// The number of each backend, by its server. To look for many.
+    pub fn servers(&self) -> HashMap<Server, Id> {
+        self.backends.iter().map(|(id, backend)| (backend.server, *id)).collect()
     }
 
     /// The backends of a listener.

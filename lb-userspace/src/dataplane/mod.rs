@@ -6,6 +6,7 @@
 
 pub mod desired;
 pub mod endpoints;
+pub mod first_stages;
 pub mod flows;
 pub mod image;
 pub mod kernel;

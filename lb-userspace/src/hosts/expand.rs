@@ -104,6 +104,9 @@ pub fn restore(config: &Config, image: &Image, now: std::time::Instant) -> Answe
     for service in &config.services {
         let hosts = [Some(service.pool), service.backup].into_iter().flatten();
         let hosts: Vec<&Host> = hosts.flat_map(|index| &config.pools[index].hosts).collect();
+        if hosts.is_empty() {
+            continue;
+        }
         for listener in service.listen.iter().filter_map(|listen| image.listener_at(listen)) {
             for (_, entry) in image.backends_of(listener) {
                 let address = entry.server.address;

@@ -13,7 +13,7 @@ use lb_common::env::Step;
 use lb_common::verdict::{Action, Reason};
 use lb_userspace::dataplane::image::Id;
 use lb_userspace::dataplane::kernel::explain::Explainer;
-use lb_userspace::dataplane::kernel::load::{Geometry, load_new};
+use lb_userspace::dataplane::kernel::load::{Geometry, Programs, load_new};
 use lb_userspace::dataplane::kernel::pins::Pins;
 use lb_userspace::dataplane::kernel::tracer::{Events, Tracer};
 use lb_userspace::dataplane::kernel::{Kernel, Logger};
@@ -195,7 +195,8 @@ fn in_pinned_namespace<T: Send>(
         let directory = Directory(dir.into());
         let pins = Pins::open(&directory.0).unwrap_or_else(|e| panic!("{e:#}"));
         let geometry = Geometry { capacity: CAPACITY, flow_lines: world.flow_lines };
-        let mut loaded = load_new(&pins, geometry, KEY, trace).unwrap_or_else(|e| panic!("{e:#}"));
+        let programs = if trace { Programs::Traced } else { Programs::All };
+        let mut loaded = load_new(&pins, geometry, KEY, programs).unwrap_or_else(|e| panic!("{e:#}"));
         let (ports, vlans) = world.ports();
         loaded.kernel.write_ports(&ports);
         loaded.kernel.write_vlans(&vlans).unwrap_or_else(|e| panic!("{e}"));

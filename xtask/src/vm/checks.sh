@@ -66,7 +66,8 @@ daemon() {
     nsenter --net=/run/netns/gateway matapa --color never --socket $socket run -c $dir/matapa.toml >>$log 2>&1 &
     pid=$!
     for try in $(seq 100); do
-        cli show && return
+        # With the stages that come last.
+        cli show && ls $MATAPA_PIN_DIR | grep -q '^programs-' && return
         kill -0 $pid || break
         usleep 200000
     done

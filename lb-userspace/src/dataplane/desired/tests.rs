@@ -225,6 +225,22 @@ proptest! {
         }
     }
 
+    /// As if one were compared with the next.
+    #[test]
+    fn listeners_and_servers_are_found_at_once(before in world(), now in world()) {
+        let image = now.image(&before.image(&Image::default()));
+        let servers = image.servers();
+        prop_assert_eq!(servers.len(), image.backends.len());
+        for (id, backend) in &image.backends {
+            prop_assert_eq!(servers.get(&backend.server), Some(id));
+        }
+        let listens = before.config.services.iter().chain(&now.config.services).flat_map(|service| &service.listen);
+        for listen in listens {
+            let found = image.listeners.iter().find(|(_, listener)| listener.listen == *listen).map(|(id, _)| *id);
+            prop_assert_eq!(image.listener_at(listen), found);
+        }
+    }
+
     #[test]
     fn a_table_has_exactly_the_backends_that_take_new_flows(before in world(), now in world()) {
         let image = now.image(&before.image(&Image::default()));

@@ -7,12 +7,12 @@ use anyhow::{Context as _, bail};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode as AyaMode};
-use lb_common::abi;
+use lb_common::abi::map;
 use log::{info, warn};
 
+use super::Kernel;
 use super::link::take_off;
 use super::pins::Pins;
-use super::{Kernel, load};
 use crate::config::XdpMode;
 
 /// An interface with the program on it.
@@ -99,9 +99,8 @@ impl Kernel {
         self.set_ports(&attached.iter().map(|a| a.index).collect::<Vec<_>>());
         self.pin_program(pins)?;
         // No interface runs an older program any more.
-        if let Some(stages) = stages {
-            settle_stages(pins, &stages)?;
-        }
+        settle_stages(pins, &stages)?;
+        self.keep_programs(pins);
         Ok(attached)
     }
 
@@ -156,7 +155,7 @@ impl Kernel {
     ) -> anyhow::Result<(Attached, PathBuf, bool)> {
         let attached = Attached { name: name.to_owned(), index, native };
         let mode = if native { AyaMode::Driver } else { AyaMode::Skb };
-        let program = load::xdp(&mut self.ebpf, abi::PROGRAM)?;
+        let program = &mut self.own.instance.program;
         let id = program.attach_to_if_index(index, mode).map_err(|error| explain(name, error))?;
         let link = program.take_link(id)?;
         let link = FdLink::try_from(link).with_context(|| {
@@ -168,18 +167,19 @@ impl Kernel {
     }
 
     fn replace(&mut self, pin: &Path) -> anyhow::Result<()> {
-        replace(load::xdp(&mut self.ebpf, abi::PROGRAM)?, pin)
+        replace(&mut self.own.instance.program, pin)
     }
 
     /// Pins the array of the program's stages, beside that of an older daemon: the kernel empties an array that is
     /// neither pinned nor held, and the interfaces still run the older program. Says where.
-    fn pin_stages(&self, pins: &Pins) -> anyhow::Result<Option<PathBuf>> {
-        let Some(stages) = &self.stages else { return Ok(None) };
+    fn pin_stages(&self, pins: &Pins) -> anyhow::Result<PathBuf> {
         let path = pins.new_stages().context("cannot read the pinned program arrays")?;
-        stages
+        self.own
+            .instance
+            .map(map::STAGES)?
             .pin(&path)
             .with_context(|| format!("cannot pin the program's stages at {}", path.display()))?;
-        Ok(Some(path))
+        Ok(path)
     }
 
     fn pin_program(&mut self, pins: &Pins) -> anyhow::Result<()> {
@@ -189,7 +189,9 @@ impl Kernel {
         {
             complain(&path, &error);
         }
-        load::xdp(&mut self.ebpf, abi::PROGRAM)?
+        self.own
+            .instance
+            .program
             .pin(&path)
             .with_context(|| format!("cannot pin the program at {}", path.display()))
     }

@@ -36,7 +36,7 @@ pub struct Outcome {
 pub struct Explainer {
     settings: Mapped,
     steps: PerCpuArray<MapData, StepWords>,
-    _stages: Option<Map>,
+    _stages: Map,
     ebpf: Ebpf,
 }
 

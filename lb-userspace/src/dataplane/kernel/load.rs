@@ -1,25 +1,26 @@
-//! Loading the program: over new maps, or over the pinned ones of an earlier daemon.
+//! Loading the program: over new maps, or over the pinned ones of an earlier daemon, whose programs are used too where they
+//! are the same.
 
 use std::num::NonZero;
-use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
-use aya::maps::{HashMap as AyaHashMap, Map, MapData, PerCpuArray, ProgramArray, RingBuf};
+use aya::maps::{HashMap as AyaHashMap, Map, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::endpoint::ENDPOINT_WAYS;
 use lb_common::abi::flow::WAYS;
 use lb_common::abi::{self, ABI_VERSION, Backend, Control, FlowTuple, Listener, Port, Settings, map};
 use lb_common::hash::HashKey;
-use log::{debug, info, warn};
+use log::{info, warn};
 
+use super::instance::{self, Instance};
 use super::mapped::Mapped;
 use super::moving::Move;
-use super::pinned::{Found, PinnedMaps};
+use super::pinned::{Found, PinnedMaps, open};
 use super::pins::{MapSet, Pins};
-use super::{FlowMaps, Kernel, hertz, layout};
+use super::{FlowMaps, Kernel, Own, hertz, layout};
 use crate::dataplane::image::Image;
 use crate::dataplane::snapshot::Readable as _;
 use crate::dataplane::{Capacity, Dataplane, object, snapshot};
@@ -63,6 +64,52 @@ pub struct Loaded {
     pub adopted: bool,
     /// Other maps whose flows have yet to come to these.
     pub moving: Option<Move>,
+    /// Stages that are yet to be loaded.
+    pub rest: Option<Rest>,
+}
+
+/// Stages that were left for later, so that packets are forwarded sooner that do not need them. What needs one of them is
+/// left to the kernel meanwhile, as everything is before the start.
+pub struct Rest(Ebpf);
+
+impl std::fmt::Debug for Rest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rest").finish_non_exhaustive()
+    }
+}
+
+impl Rest {
+    /// Loads them, which takes a few tenths of a second, and puts them where the first one finds them.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn load(self) -> anyhow::Result<()> {
+        let Self(mut ebpf) = self;
+        let is_late = |name: &&&str| ebpf.program(name).is_some_and(|program| program.fd().is_err());
+        let late: Vec<_> = abi::STAGE_PROGRAMS.iter().filter(is_late).copied().collect();
+        load_programs(&mut ebpf, late)?;
+        fill_stages(&mut ebpf, abi::STAGE_PROGRAMS)
+    }
+}
+
+/// Which programs are loaded before [`load`] returns.
+#[derive(Clone, Copy, Debug)]
+pub enum Programs<'n> {
+    All,
+    /// Only the stages of these names, if packets use none of an earlier daemon yet; the others are [`Loaded::rest`].
+    First(&'n [&'static str]),
+    /// All, and the way of every packet is logged.
+    Traced,
+}
+
+impl Programs<'_> {
+    /// Nothing is left for later: packets use an earlier daemon's programs, which have all stages.
+    const fn at_once(self) -> Self {
+        match self {
+            Self::First(_) => Self::All,
+            other => other,
+        }
+    }
 }
 
 /// Loads the program over the pinned maps if there are any, else over new ones made for `wanted`, with the hash key that
@@ -71,20 +118,25 @@ pub struct Loaded {
 ///
 /// # Errors
 /// When the kernel refuses the program or a map, or the pinned maps have a layout that cannot be read.
-pub fn load(pins: &Pins, wanted: Geometry, key: Option<HashKey>, trace: bool) -> anyhow::Result<Loaded> {
+pub fn load(
+    pins: &Pins,
+    wanted: Geometry,
+    key: Option<HashKey>,
+    programs: Programs<'_>,
+) -> anyhow::Result<Loaded> {
     let resumed = pins
         .settle(&map::ALL)
         .context("cannot finish or take back what an earlier daemon was doing with the pinned maps")?;
     let is_used = !pins.links().context("cannot read the pinned links")?.is_empty();
     if resumed && let Some(new) = Found::look(pins, MapSet::Switching, true)? {
-        return resume(pins, new, trace);
+        return resume(pins, new, programs);
     }
     let Some(found) = Found::look(pins, MapSet::Usual, is_used)? else {
         if !is_used {
             // What a first start has left that was interrupted before it attached anything.
             pins.remove_maps().context("cannot remove the pins of an interrupted start")?;
         }
-        return load_new(pins, wanted, key.unwrap_or_else(new_key), trace);
+        return load_new(pins, wanted, key.unwrap_or_else(new_key), programs);
     };
     if key.is_some_and(|key| key != found.key) {
         warn!(
@@ -94,18 +146,23 @@ pub fn load(pins: &Pins, wanted: Geometry, key: Option<HashKey>, trace: bool) ->
     }
     let geometry = wanted.with_room_of(&found.geometry);
     if found.layout.is_current() && geometry == found.geometry {
-        return load_with(pins, found, trace, true);
+        return load_with(pins, found, programs.at_once(), true);
     }
-    load_beside(pins, found, geometry, trace)
+    load_beside(pins, found, geometry, programs.at_once())
 }
 
 /// Loads the program over new maps with this key; there must be no pinned ones.
 ///
 /// # Errors
 /// When the kernel refuses the program or a map.
-pub fn load_new(pins: &Pins, wanted: Geometry, key: HashKey, trace: bool) -> anyhow::Result<Loaded> {
+pub fn load_new(
+    pins: &Pins,
+    wanted: Geometry,
+    key: HashKey,
+    programs: Programs<'_>,
+) -> anyhow::Result<Loaded> {
     let new = Found { set: MapSet::Usual, layout: &layout::CURRENT, geometry: wanted, key };
-    load_with(pins, new, trace, false).inspect_err(|_| {
+    load_with(pins, new, programs, false).inspect_err(|_| {
         if let Err(error) = pins.remove_maps() {
             warn!("could not remove the pins of maps that are of no use: {error}");
         }
@@ -113,7 +170,12 @@ pub fn load_new(pins: &Pins, wanted: Geometry, key: HashKey, trace: bool) -> any
 }
 
 /// Loads the program over new maps beside those of `found`, with everything that they hold but the flows.
-fn load_beside(pins: &Pins, found: Found, geometry: Geometry, trace: bool) -> anyhow::Result<Loaded> {
+fn load_beside(
+    pins: &Pins,
+    found: Found,
+    geometry: Geometry,
+    programs: Programs<'_>,
+) -> anyhow::Result<Loaded> {
     let old = PinnedMaps::open(pins, found)?;
     let image = snapshot::read(&old)?;
     info!(
@@ -126,20 +188,20 @@ fn load_beside(pins: &Pins, found: Found, geometry: Geometry, trace: bool) -> an
     pins.make_next().context("cannot make a directory for new maps")?;
     let new = Found { set: MapSet::Next, layout: &layout::CURRENT, geometry, key: found.key };
     let filled = || {
-        let Loaded { kernel, .. } = load_with(pins, new, trace, false)?;
+        let Loaded { kernel, .. } = load_with(pins, new, programs, false)?;
         let (kernel, filled) =
             Dataplane::filled(kernel, &image).context("cannot fill the new maps")?.into_parts();
-        Ok(Loaded { kernel, image: filled, adopted: true, moving: Some(Move::new(old, image)) })
+        Ok(Loaded { kernel, image: filled, adopted: true, moving: Some(Move::new(old, image)), rest: None })
     };
     filled().inspect_err(|_: &anyhow::Error| {
-        if let Err(error) = pins.remove_next() {
+        if let Err(error) = pins.remove_loading().and_then(|()| pins.remove_next()) {
             warn!("could not remove the pins of new maps that are of no use: {error}");
         }
     })
 }
 
 /// Loads the program over new maps that an earlier daemon has made and filled, and which packets may use already.
-fn resume(pins: &Pins, new: Found, trace: bool) -> anyhow::Result<Loaded> {
+fn resume(pins: &Pins, new: Found, programs: Programs<'_>) -> anyhow::Result<Loaded> {
     info!("an earlier daemon was moving flows to new maps when it ended; going on with that");
     if !new.layout.is_current() {
         bail!(
@@ -153,28 +215,23 @@ fn resume(pins: &Pins, new: Found, trace: bool) -> anyhow::Result<Loaded> {
     let old = PinnedMaps::open(pins, old)?;
     let image = snapshot::read(&old)?;
     let moving = Some(Move::new(old, image).resumed());
-    Ok(Loaded { moving, ..load_with(pins, new, trace, true)? })
+    Ok(Loaded { moving, ..load_with(pins, new, programs.at_once(), true)? })
 }
 
-fn load_with(pins: &Pins, found: Found, trace: bool, adopted: bool) -> anyhow::Result<Loaded> {
+fn load_with(pins: &Pins, found: Found, programs: Programs<'_>, adopted: bool) -> anyhow::Result<Loaded> {
     let Found { set, geometry, key, .. } = found;
-    let trace = if trace { abi::trace::LOG } else { abi::trace::OFF };
-    let constants = Constants::new(geometry, key, trace);
+    let traced = matches!(programs, Programs::Traced);
+    let constants = Constants::new(geometry, key, if traced { abi::trace::LOG } else { abi::trace::OFF });
     let paths: Vec<_> = map::ALL.iter().map(|name| (*name, pins.map_of(set, name))).collect();
-    let mut ebpf = constants.load_maps(&paths)?;
-
-    let logger = if trace == abi::trace::OFF {
-        None
-    } else {
-        Some(aya_log::EbpfLogger::init(&mut ebpf).context("cannot read the program's trace")?)
+    let kept = if adopted && !traced { Own::kept(pins, &constants, &paths)? } else { None };
+    let (own, rest, logger) = match kept {
+        Some(own) => {
+            info!("the programs of the last daemon are those of this one, and go on");
+            (own, None, None)
+        }
+        None => Own::load(pins, &constants, &paths, programs)?,
     };
-    load_programs(&mut ebpf, [abi::CLOCK_PROGRAM].iter().chain(abi::STAGE_PROGRAMS))?;
-    let info = xdp(&mut ebpf, abi::PROGRAM)?.info()?;
-    debug!("program loaded: {} instructions verified", info.verified_instruction_count().unwrap_or(0));
-
-    let stages = fill_stages(&mut ebpf, abi::STAGE_PROGRAMS)?;
-
-    let kernel = kernel(ebpf, stages, logger, &constants)?;
+    let kernel = kernel(&paths, own, logger, &constants)?;
     let image = if adopted {
         snapshot::read(&kernel)?
     } else {
@@ -187,7 +244,53 @@ fn load_with(pins: &Pins, found: Found, trace: bool, adopted: bool) -> anyhow::R
         kernel.control.write(0, &control, 0);
         Image { pace: kernel.pace(), ..Image::default() }
     };
-    Ok(Loaded { kernel, image, adopted, moving: None })
+    Ok(Loaded { kernel, image, adopted, moving: None, rest })
+}
+
+impl Own {
+    /// Those that an earlier daemon has left over these maps, if they are the same.
+    fn kept(
+        pins: &Pins,
+        constants: &Constants,
+        maps: &[(&'static str, PathBuf)],
+    ) -> anyhow::Result<Option<Self>> {
+        let fingerprint = instance::fingerprint(object::embedded()?, constants, maps)?;
+        let found = instance::find(pins, &fingerprint);
+        Ok(found.map(|instance| {
+            let dir = pins.instance(&fingerprint);
+            Self { instance, fingerprint, dir, is_whole: true, ebpf: None }
+        }))
+    }
+
+    /// Loads them, and says what is left to load.
+    fn load(
+        pins: &Pins,
+        constants: &Constants,
+        maps: &[(&'static str, PathBuf)],
+        programs: Programs<'_>,
+    ) -> anyhow::Result<(Self, Option<Rest>, Option<super::Logger>)> {
+        let mut ebpf = constants.load_maps(maps)?;
+        let logger = match programs {
+            Programs::Traced => {
+                Some(aya_log::EbpfLogger::init(&mut ebpf).context("cannot read the program's trace")?)
+            }
+            Programs::All | Programs::First(_) => None,
+        };
+        let stages: Vec<&str> = match programs {
+            Programs::First(stages) => stages.iter().copied().chain([abi::LATER_PROGRAM]).collect(),
+            Programs::All | Programs::Traced => abi::STAGE_PROGRAMS.to_vec(),
+        };
+        load_programs(&mut ebpf, stages.iter().copied().chain([abi::CLOCK_PROGRAM]))?;
+        fill_stages(&mut ebpf, abi::STAGE_PROGRAMS)?;
+        let fingerprint = instance::fingerprint(object::embedded()?, constants, maps)?;
+        let dir = pins.make_loading().context("cannot make a directory for the programs' pins")?;
+        let instance = Instance::pin(&mut ebpf, &dir)?;
+        let (ebpf, rest) = match programs {
+            Programs::First(_) => (None, Some(Rest(ebpf))),
+            Programs::All | Programs::Traced => (Some(ebpf), None),
+        };
+        Ok((Self { instance, fingerprint, dir, is_whole: rest.is_none(), ebpf }, rest, logger))
+    }
 }
 
 /// What is written into the program when it is loaded. All instances over the same maps must agree on all but the last.
@@ -252,18 +355,24 @@ impl Constants {
 /// Has the kernel verify the programs of these names, as many at a time as there are CPUs: it takes most of a start.
 pub(super) fn load_programs<'n>(
     ebpf: &mut Ebpf,
-    names: impl IntoIterator<Item = &'n &'static str>,
+    names: impl IntoIterator<Item = &'n str>,
 ) -> anyhow::Result<()> {
-    let names: Vec<&str> = names.into_iter().copied().collect();
+    let names: Vec<&str> = names.into_iter().collect();
     // Also a name that the object lacks is an error.
     for name in &names {
         xdp(ebpf, name)?;
     }
-    let wanted = ebpf.programs_mut().filter(|(name, _)| names.contains(name));
+    let place = |name: &str| names.iter().position(|known| *known == name);
+    let mut wanted: Vec<_> = ebpf
+        .programs_mut()
+        .filter_map(|(name, program)| Some((std::cmp::Reverse(place(name)?), name, program)))
+        .collect();
+    // The first ones come first: they are the longest.
+    wanted.sort_by_key(|(place, ..)| *place);
     let queue = Mutex::new(wanted);
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let load_some = || -> anyhow::Result<()> {
-        while let Some((name, program)) = next() {
+        while let Some((_, name, program)) = next() {
             let program: &mut Xdp = program.try_into()?;
             program.load().with_context(|| {
                 format!("the kernel refused the program {name} (it needs Linux 6.1 or newer and CAP_BPF)")
@@ -280,42 +389,51 @@ pub(super) fn load_programs<'n>(
     })
 }
 
-/// Puts the programs that the first one calls where it finds them.
-pub(super) fn fill_stages(ebpf: &mut Ebpf, names: &[&str]) -> anyhow::Result<Option<Map>> {
-    if names.is_empty() {
-        return Ok(None);
+/// Puts the programs that the first one calls where it finds them, and in the place of those that are not loaded what
+/// stands for them.
+pub(super) fn fill_stages(ebpf: &mut Ebpf, names: &[&str]) -> anyhow::Result<()> {
+    let mut programs = Vec::new();
+    for stage in names {
+        let name = if ebpf.program(stage).is_some_and(|program| program.fd().is_err()) {
+            abi::LATER_PROGRAM
+        } else {
+            stage
+        };
+        programs.push((name, xdp(ebpf, name)?.fd()?.try_clone()?));
     }
     let name = map::STAGES;
-    let mut map = ebpf.take_map(name).with_context(|| format!("the program's object has no map {name}"))?;
-    let mut array = ProgramArray::try_from(&mut map)?;
-    for (index, stage) in (0..).zip(names) {
-        let program = xdp(ebpf, stage)?.fd()?;
+    let map = ebpf.map_mut(name).with_context(|| format!("the program's object has no map {name}"))?;
+    let mut array = ProgramArray::try_from(map)?;
+    for (index, (stage, program)) in (0..).zip(programs) {
         array
-            .set(index, program, 0)
+            .set(index, &program, 0)
             .with_context(|| format!("cannot put the program {stage} at place {index} of {name}"))?;
     }
-    Ok(Some(map))
+    Ok(())
 }
 
 fn kernel(
-    mut ebpf: Ebpf,
-    stages: Option<Map>,
+    paths: &[(&'static str, PathBuf)],
+    own: Own,
     logger: Option<super::Logger>,
     constants: &Constants,
 ) -> anyhow::Result<Kernel> {
     let Geometry { capacity, flow_lines } = constants.geometry;
-    let mut take = |name: &'static str| {
-        ebpf.take_map(name).with_context(|| format!("the program's object has no map {name}"))
+    // Another descriptor of it, to read it; that of the instance is for sharing.
+    let held = Map::from_map_data(open(&own.dir.join(map::HELD))?)?;
+    let mut held = RingBuf::try_from(held).context("cannot map HELD into memory")?;
+    // What an earlier daemon has not read is too old.
+    while held.next().is_some() {}
+    let take = |name: &'static str| {
+        let path = paths.iter().find(|(known, _)| *known == name);
+        let (_, path) = path.with_context(|| format!("the map {name} is not pinned"))?;
+        open(path)
     };
-    let Map::RingBuf(data) = take(map::HELD)? else { bail!("the map HELD is not a ring buffer") };
-    let again = data.fd().as_fd().try_clone_to_owned().context("cannot copy the descriptor of HELD")?;
-    let held_map = MapData::from_fd(again)?;
-    let held = RingBuf::try_from(Map::RingBuf(data)).context("cannot map HELD into memory")?;
-    let mut array = |name: &'static str, value_size: usize, elements: u32| {
-        let Map::Array(data) = take(name)? else { bail!("the map {name} is not an array") };
-        Mapped::new(&data, value_size, elements as usize)
+    let array = |name: &'static str, value_size: usize, elements: u32| {
+        Mapped::new(&take(name)?, value_size, elements as usize)
             .with_context(|| format!("cannot map {name} into memory"))
     };
+    let map = |name: &'static str| anyhow::Ok(Map::from_map_data(take(name)?)?);
     let settings = array(map::SETTINGS, size_of::<Settings>(), 1)?;
     let endpoints = array(map::ENDPOINTS, ENDPOINT_WAYS * 8, capacity.endpoint_lines())?;
     let listeners = array(map::LISTENERS, size_of::<Listener>(), capacity.listeners)?;
@@ -330,10 +448,10 @@ fn kernel(
     let ports = array(map::PORTS, size_of::<Port>(), abi::PORTS)?;
     let control = array(map::CONTROL, size_of::<Control>(), 1)?;
     Ok(Kernel {
-        siblings: AyaHashMap::try_from(take(map::SIBLINGS)?)?,
-        vlans: AyaHashMap::try_from(take(map::VLANS)?)?,
-        counters: PerCpuArray::try_from(take(map::COUNTERS)?)?,
-        stats: PerCpuArray::try_from(take(map::BACKEND_STATS)?)?,
+        siblings: AyaHashMap::try_from(map(map::SIBLINGS)?)?,
+        vlans: AyaHashMap::try_from(map(map::VLANS)?)?,
+        counters: PerCpuArray::try_from(map(map::COUNTERS)?)?,
+        stats: PerCpuArray::try_from(map(map::BACKEND_STATS)?)?,
         settings: Arc::new(settings),
         endpoints,
         listeners,
@@ -345,12 +463,10 @@ fn kernel(
         snat_addresses,
         ports,
         control,
-        stages,
+        own,
         constants: constants.clone(),
         held: Some(held),
-        held_map,
         logger,
-        ebpf,
     })
 }
 

@@ -3,6 +3,7 @@
 pub mod attach;
 mod epoch;
 pub mod explain;
+mod instance;
 mod layout;
 mod link;
 pub mod load;
@@ -14,13 +15,14 @@ pub mod second;
 pub mod tracer;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use aya::Ebpf;
-use aya::maps::{HashMap as AyaHashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{HashMap as AyaHashMap, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::{Program, ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use lb_common::abi::{
     self, Backend, BackendFlags, BackendStats, Features, Listener, Port, Settings, SiblingKey, TableRef,
@@ -35,8 +37,10 @@ use super::image::{Id, Pace, TunnelSources};
 use super::snapshot::Readable;
 use super::{ApplyError, Capacity, Maps};
 pub use epoch::RouteEpoch;
+use instance::Instance;
 use load::Constants;
 use mapped::Mapped;
+use pins::Pins;
 
 /// What reads the program's trace.
 pub type Logger = aya_log::EbpfLogger<&'static dyn log::Log>;
@@ -61,14 +65,22 @@ pub struct Kernel {
     snat_addresses: Mapped,
     ports: Mapped,
     control: Mapped,
-    /// The programs that the first one calls. The kernel empties the array when nobody in user space holds it.
-    stages: Option<Map>,
+    own: Own,
     constants: Constants,
     held: Option<RingBuf<MapData>>,
-    /// The same, to share it.
-    held_map: MapData,
     logger: Option<Logger>,
-    ebpf: Ebpf,
+}
+
+/// The programs, and what is known of where they come from.
+struct Own {
+    instance: Instance,
+    fingerprint: String,
+    /// Where they are pinned.
+    dir: PathBuf,
+    /// All stages are loaded.
+    is_whole: bool,
+    /// What they were loaded from, if they were by this daemon, and all at once.
+    ebpf: Option<Ebpf>,
 }
 
 /// The maps of the flow table, for whoever follows it in a thread of its own.
@@ -134,7 +146,7 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses to run the program.
     pub fn clock(&mut self) -> anyhow::Result<Clock> {
-        let program = load::xdp(&mut self.ebpf, abi::CLOCK_PROGRAM)?;
+        let program = &mut self.own.instance.clock;
         let mut out = [0; 64];
         let result = program
             .test_run(TestRunOptions {
@@ -152,7 +164,7 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses to run the program.
     pub fn run(&mut self, frame: &[u8], context: Option<&[u8]>) -> anyhow::Result<(u32, Vec<u8>)> {
-        test_run(load::xdp(&mut self.ebpf, abi::PROGRAM)?, frame, context)
+        test_run(&mut self.own.instance.program, frame, context)
     }
 
     /// How many instructions the verifier looked at: the program's true size.
@@ -160,7 +172,9 @@ impl Kernel {
     /// # Errors
     /// When the kernel does not say.
     pub fn verified_instructions(&mut self) -> anyhow::Result<u32> {
-        self.program(abi::PROGRAM)?
+        self.own
+            .instance
+            .program
             .info()?
             .verified_instruction_count()
             .context("the kernel does not say how many instructions it verified")
@@ -214,7 +228,7 @@ impl Kernel {
         let len = u32::try_from(frame.len()).context("a frame of more than 4 GiB")?;
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let context: [u32; 6] = [0, len, 0, ingress, 0, 0];
-        let program = load::xdp(&mut self.ebpf, abi::PROGRAM)?;
+        let program = &mut self.own.instance.program;
         program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
@@ -248,9 +262,9 @@ impl Kernel {
     /// Likewise for each program, by name.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// When the kernel does not say, or the programs are an earlier daemon's.
     pub fn verified_programs(&self) -> anyhow::Result<BTreeMap<String, u32>> {
-        self.loaded_programs()
+        self.loaded_programs()?
             .map(|(name, program)| {
                 let count = program.info()?.verified_instruction_count();
                 let count = count.context("the kernel does not say how many instructions it verified")?;
@@ -264,28 +278,59 @@ impl Kernel {
     /// # Errors
     /// When it is not loaded.
     pub fn program_fd(&self) -> anyhow::Result<&ProgramFd> {
-        Ok(self.program(abi::PROGRAM)?.fd()?)
+        Ok(self.own.instance.program.fd()?)
     }
 
     /// Numbers of all maps that the loaded programs use.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// When the kernel does not say, or the programs are an earlier daemon's.
     pub fn map_ids(&self) -> anyhow::Result<BTreeSet<u32>> {
         let mut ids = BTreeSet::new();
-        for (_, program) in self.loaded_programs() {
+        for (_, program) in self.loaded_programs()? {
             ids.extend(program.info()?.map_ids()?.context("the kernel does not say which maps it uses")?);
         }
         Ok(ids)
     }
 
     /// Those of the object that this instance uses.
-    fn loaded_programs(&self) -> impl Iterator<Item = (&str, &Program)> {
-        self.ebpf.programs().filter(|(_, program)| program.fd().is_ok())
+    fn loaded_programs(&self) -> anyhow::Result<impl Iterator<Item = (&str, &Program)>> {
+        let ebpf =
+            self.own.ebpf.as_ref().context("the programs were not loaded all at once by this process")?;
+        Ok(ebpf.programs().filter(|(_, program)| program.fd().is_ok()))
     }
 
-    fn program(&self, name: &str) -> anyhow::Result<&Program> {
-        self.ebpf.program(name).with_context(|| format!("the object has no program {name}"))
+    /// The number that the kernel gave to the first program when it was loaded.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn program_id(&self) -> anyhow::Result<u32> {
+        Ok(self.own.instance.program.info()?.id())
+    }
+
+    /// All stages are there now, so that a later daemon can go on with them.
+    pub fn completed(&mut self, pins: &Pins) {
+        self.own.is_whole = true;
+        self.keep_programs(pins);
+    }
+
+    /// Leaves the programs to later daemons, if they are all there, and no others. When that fails, a later daemon takes
+    /// longer to start.
+    fn keep_programs(&mut self, pins: &Pins) {
+        let own = &mut self.own;
+        let kept = || -> std::io::Result<PathBuf> {
+            let mut dir = own.dir.clone();
+            if own.is_whole && dir == pins.loading() {
+                pins.end_loading(&own.fingerprint)?;
+                dir = pins.instance(&own.fingerprint);
+            }
+            pins.keep_instance(Some(&dir))?;
+            Ok(dir)
+        };
+        match kept() {
+            Ok(dir) => own.dir = dir,
+            Err(error) => log::warn!("the programs are not left to later daemons: {error}"),
+        }
     }
 
     /// Says up to which time packets are forwarded, in nanoseconds of the monotonic clock, unless this is called again;

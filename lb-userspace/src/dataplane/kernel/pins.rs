@@ -25,6 +25,11 @@ const NEXT: &str = "next";
 /// Its name from then on, until they are in the place of the old ones.
 const SWITCHING: &str = "switching";
 
+/// The beginning of the names of directories of loaded programs, each named after what they were loaded from.
+const PROGRAMS: &str = "programs-";
+/// The name of such a directory until it is complete.
+const LOADING: &str = "loading";
+
 /// Which of the pinned maps, while flows move from old ones to new ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapSet {
@@ -156,6 +161,7 @@ impl Pins {
     /// When a pin cannot be moved or removed.
     pub fn settle(&self, names: &[&str]) -> io::Result<bool> {
         self.remove_next()?;
+        self.remove_loading()?;
         if !self.dir.join(SWITCHING).exists() {
             return Ok(false);
         }
@@ -165,6 +171,61 @@ impl Pins {
         // Some are in their place already, so that all flows had been moved.
         self.end_switch()?;
         Ok(false)
+    }
+
+    /// The directory of the programs of this fingerprint, all of them.
+    pub fn instance(&self, fingerprint: &str) -> PathBuf {
+        self.dir.join(format!("{PROGRAMS}{fingerprint}"))
+    }
+
+    /// The directory of programs that are not all there yet.
+    pub fn loading(&self) -> PathBuf {
+        self.dir.join(LOADING)
+    }
+
+    /// Makes that directory, empty.
+    ///
+    /// # Errors
+    /// When the BPF file system refuses.
+    pub fn make_loading(&self) -> io::Result<PathBuf> {
+        self.remove_loading()?;
+        fs::create_dir(self.loading())?;
+        Ok(self.loading())
+    }
+
+    /// Removes it, with what a daemon has left there that ended too early.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn remove_loading(&self) -> io::Result<()> {
+        remove_directory(&self.loading())
+    }
+
+    /// They are all there now.
+    ///
+    /// # Errors
+    /// When the BPF file system refuses.
+    pub fn end_loading(&self, fingerprint: &str) -> io::Result<()> {
+        let dir = self.instance(fingerprint);
+        remove_directory(&dir)?;
+        fs::rename(self.loading(), dir)
+    }
+
+    /// Removes the directories of programs other than this one, and of those that are being loaded.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn keep_instance(&self, kept: Option<&Path>) -> io::Result<()> {
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let path = entry.path();
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if (name.starts_with(PROGRAMS) || name == LOADING) && Some(path.as_path()) != kept {
+                remove_directory(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Where a map is for a moment while another instance of the program, of this kind, is loaded.
@@ -240,11 +301,12 @@ impl Pins {
         fs::remove_dir(&self.dir)
     }
 
-    /// Removes the pins of maps and program: what an interrupted first start left.
+    /// Removes the pins of maps and programs: what an interrupted first start left.
     ///
     /// # Errors
     /// When a pin cannot be removed.
     pub fn remove_maps(&self) -> io::Result<()> {
+        self.keep_instance(None)?;
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
             if !path.is_dir() {
@@ -348,8 +410,30 @@ mod tests {
     }
 
     #[test]
+    fn programs_have_their_place_only_once_they_are_all_there_and_others_go() {
+        let (dir, pins) = pins("old", "new");
+        fs::write(pins.make_loading().unwrap().join("matapa_xdp"), "first").unwrap();
+        pins.end_loading("one").unwrap();
+        // Interrupted.
+        fs::write(pins.make_loading().unwrap().join("matapa_xdp"), "second").unwrap();
+        assert!(!pins.instance("two").exists());
+        fs::write(pins.make_loading().unwrap().join("matapa_clock"), "third").unwrap();
+        pins.end_loading("two").unwrap();
+        let names =
+            |dir: PathBuf| fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+        assert_eq!(names(pins.instance("two")), ["matapa_clock"], "nothing of the interrupted one");
+        pins.keep_instance(Some(&pins.instance("two"))).unwrap();
+        assert!(!pins.instance("one").exists() && pins.instance("two").exists());
+        pins.remove_maps().unwrap();
+        assert!(!pins.instance("two").exists());
+        assert!(dir.path().join("links").exists());
+    }
+
+    #[test]
     fn all_pins_are_removed_in_the_middle_of_a_move() {
         let (dir, first) = pins("old", "new");
+        fs::write(first.make_loading().unwrap().join("matapa_xdp"), "").unwrap();
+        first.end_loading("one").unwrap();
         first.begin_switch().unwrap();
         first.make_next().unwrap();
         first.remove_all().unwrap();

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use aya::Ebpf;
 use aya::maps::Map;
 use lb_common::abi::{self, map};
@@ -29,7 +29,7 @@ pub struct Recipe {
 pub(super) struct Second {
     pub ebpf: Ebpf,
     /// The kernel empties the array when nobody in user space holds it.
-    pub stages: Option<Map>,
+    pub stages: Map,
 }
 
 impl Kernel {
@@ -62,12 +62,8 @@ impl Kernel {
                 _ => {}
             }
             // Not by its number: to open a map by that takes CAP_SYS_ADMIN.
-            match self.ebpf.map(name) {
-                Some(map) => map.pin(&path),
-                None if name == map::HELD => self.held_map.pin(&path),
-                None => bail!("the program uses no map {name}"),
-            }
-            .with_context(|| format!("cannot pin {name} at {}", path.display()))?;
+            let map = self.own.instance.map(name)?;
+            map.pin(&path).with_context(|| format!("cannot pin {name} at {}", path.display()))?;
             recipe.passing.push(path.clone());
             paths.push((name, path));
         }
@@ -89,8 +85,11 @@ impl Recipe {
             instead.map_or(*name, |(_, instead)| *instead)
         };
         let programs: Vec<_> = abi::STAGE_PROGRAMS.iter().map(stand_in).collect();
-        load::load_programs(&mut ebpf, programs.iter().chain(others))?;
-        let stages = load::fill_stages(&mut ebpf, &programs)?;
+        load::load_programs(&mut ebpf, programs.iter().chain(others).copied())?;
+        load::fill_stages(&mut ebpf, &programs)?;
+        let stages = ebpf
+            .take_map(map::STAGES)
+            .with_context(|| format!("the program's object has no map {}", map::STAGES))?;
         Ok(Second { ebpf, stages })
     }
 }

@@ -31,7 +31,7 @@ const SHARED: [&str; 4] = [map::FLOOD, map::BACKEND_HOPS, map::CLIENT_HOPS, map:
 pub struct Tracer {
     ebpf: Ebpf,
     filters: Mapped,
-    stages: Option<Map>,
+    stages: Map,
     plain: Map,
     /// Of both program arrays, while the interfaces need them.
     pinned: Vec<PathBuf>,
@@ -144,7 +144,7 @@ impl Tracer {
 
     fn pin(&mut self, pins: &Pins) -> anyhow::Result<()> {
         self.unpin();
-        for map in self.stages.iter().chain([&self.plain]) {
+        for map in [&self.stages, &self.plain] {
             let path = pins.new_stages().context("cannot read the pinned program arrays")?;
             map.pin(&path).with_context(|| format!("cannot pin a program array at {}", path.display()))?;
             self.pinned.push(path);
@@ -200,9 +200,7 @@ impl Kernel {
         });
         let mut back = true;
         for link in links {
-            let replaced =
-                load::xdp(&mut self.ebpf, abi::PROGRAM).and_then(|program| replace(program, &link));
-            if let Err(error) = replaced {
+            if let Err(error) = replace(&mut self.own.instance.program, &link) {
                 // Its interface is gone, most likely.
                 warn!("{} may still have the program that traces: {error:#}", link.display());
                 back = false;
