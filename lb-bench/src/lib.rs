@@ -4,6 +4,9 @@
 //! [`instance`] the product with its maps filled from a configuration, [`floors`] the programs beside it, [`cases`]
 //! the list of what is measured, [`measure`] the loop around them, and [`report`] what comes out. Each measurement is
 //! proved by counters: a row in which one packet of a million went another way is an error, not a figure.
+//!
+//! Beside it: [`control`] measures the daemon, [`checks`] health checks, and [`peers`] all of it end to end beside other gateways.
+//! [`plot`] draws.
 
 pub mod cases;
 pub mod checks;

@@ -82,6 +82,9 @@ pub const MACHINES: [Need; 7] = [
     need("strip", ["binutils", "binutils", "binutils", "binutils"], How::Install),
 ];
 
+/// Where distributions have what nginx loads.
+const NGINX_MODULES: [&str; 2] = ["/usr/lib/nginx/modules", "/usr/lib64/nginx/modules"];
+
 /// Programs that come with another of the list, but are looked for as well.
 const COMPANIONS: [(&str, &str); 1] = [("smtp-sink", "smtp-source")];
 
@@ -104,10 +107,12 @@ fn is_module(program: &str) -> bool {
     Path::new(program).extension().is_some_and(|extension| extension == "so")
 }
 
-/// In the search path, where unpacked programs are.
+/// Where unpacked programs are, or where distributions have it.
 fn module_is_here(module: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(module).is_file())
+    std::env::split_paths(&path)
+        .chain(NGINX_MODULES.map(PathBuf::from))
+        .any(|directory| directory.join(module).is_file())
 }
 
 /// Where a Debian package has a program.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -305,6 +305,7 @@ impl Evidence {
                 self.balanced >= packets && self.routed <= self.balanced / 100 + 10 && self.accepted == 0
             }
             Kind::Nftables => self.routed >= packets && self.accepted == 0,
+            // What flow tables forward is counted nowhere.
             Kind::Flowtable => self.accepted == 0,
             Kind::Haproxy | Kind::Nginx => self.accepted > 0 && self.routed == 0,
         };
@@ -400,11 +401,18 @@ fn haproxy() -> Result<String> {
     Ok(text)
 }
 
+/// Where it was unpacked, or where distributions have it; `None`: it may be built in.
+fn stream_module() -> Option<PathBuf> {
+    const NAME: &str = "ngx_stream_module.so";
+    let installed =
+        ["/usr/lib/nginx/modules", "/usr/lib64/nginx/modules"].map(|dir| Path::new(dir).join(NAME));
+    find(NAME).ok().into_iter().chain(installed).find(|path| path.is_file())
+}
+
 fn nginx(directory: &Path) -> Result<String> {
     let shown = directory.display();
     // Built in where a distribution has no module of it.
-    let module = find("ngx_stream_module.so")
-        .map_or(String::new(), |path| format!("load_module {};\n", path.display()));
+    let module = stream_module().map_or(String::new(), |path| format!("load_module {};\n", path.display()));
     let mut text = format!(
         "{module}daemon off; master_process off; user root; pid {shown}/pid; error_log stderr crit;\n\
          events {{ worker_connections 8192; }}\nstream {{\n"
@@ -430,7 +438,7 @@ fn proxied() -> [Proxied; 4] {
     ]
 }
 
-/// For tests: all kinds by name.
+/// Those whose name contains this.
 pub fn named(text: &str) -> impl Iterator<Item = Kind> {
     Kind::ALL.into_iter().filter(move |kind| kind.name().to_lowercase().contains(&text.to_lowercase()))
 }

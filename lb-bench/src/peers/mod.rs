@@ -25,7 +25,7 @@ use lb_lab::interrupt;
 
 use self::gateways::{Gateway, Kind, Unavailable};
 use self::histogram::Histogram;
-use self::loads::Done;
+use self::loads::{Done, Exchanges};
 use self::network::{Cpus, Network, counted};
 use self::packets::Ends;
 use self::servers::Servers;
@@ -97,15 +97,21 @@ impl Rig {
                 figures[0] = done.per_second() * 8.0 / 1e9;
                 Ok(figures)
             }
-            Measure::RoundTrip => {
-                let interval = Duration::from_secs_f64(1.0 / rate);
-                let (found, _) = self.proved(2, |network| loads::exchange(network, interval, time))?;
-                if found.servers.len() != 2 {
-                    bail!("answers came from the servers {:?} only", found.servers);
-                }
-                quantiles(&found.latencies)
-            }
+            Measure::RoundTrip => quantiles(&self.exchange(rate, time)?.latencies),
         }
+    }
+
+    /// Messages to both servers and their answers, at a rate in messages a second.
+    ///
+    /// # Errors
+    /// When one is not answered, one server does not answer, or they went another way than through this gateway.
+    pub fn exchange(&mut self, rate: f64, time: Duration) -> Result<Exchanges> {
+        let interval = Duration::from_secs_f64(1.0 / rate);
+        let (found, _) = self.proved(2, |network| loads::exchange(network, interval, time))?;
+        if found.servers.len() != 2 {
+            bail!("answers came from the servers {:?} only", found.servers);
+        }
+        Ok(found)
     }
 
     /// A load on both servers, with microseconds of CPU for each.
@@ -276,5 +282,12 @@ fn gateway(
         }
         samples.add(*measure, kind, outcome);
     }
-    rig.finish()
+    if let Err(error) = rig.finish() {
+        // What ended before may not have forwarded what was measured.
+        eprintln!("  {error:#}");
+        for measure in measures.iter().filter(|measure| applies(**measure, kind)) {
+            samples.add(*measure, kind, Err(anyhow::anyhow!("{} did not last: {error:#}", kind.name())));
+        }
+    }
+    Ok(())
 }
