@@ -150,7 +150,7 @@ pub struct Exchanges {
     pub servers: std::collections::BTreeSet<u8>,
 }
 
-/// Sends a message every `interval`, on one of [`CONNECTIONS`] after the other, without waiting for answers, and takes the time
+/// Sends a message every `interval`, on one connection of 32 after the other, without waiting for answers, and takes the time
 /// of each until its answer is there.
 ///
 /// # Errors

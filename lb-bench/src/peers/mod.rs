@@ -83,7 +83,10 @@ impl Rig {
             }
             Measure::OneWay => {
                 let mut ends = Ends::prepare(&self.network, &mut self.gateway, &options.traffic)?;
-                quantiles(&ends.one_way(rate, time)?.latencies)
+                let found = ends.one_way(rate, time)?;
+                let mut figures = quantiles(&found.latencies)?;
+                figures.push((found.sent - found.arrived) as f64 / found.sent as f64 * 100.0);
+                Ok(figures)
             }
             Measure::Connections => self.load(|network| loads::requests(network, time, false)),
             Measure::Requests => self.load(|network| loads::requests(network, time, true)),

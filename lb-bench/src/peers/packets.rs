@@ -15,6 +15,9 @@ use super::programs::{Attached, Receiver, Source, settled};
 /// Before it is looked at, a flood goes on for so long.
 const RAMP: Duration = Duration::from_millis(200);
 
+/// A part of the packets at a rate. More than this, and those that were late are missing among the latencies.
+const MOST_LOST: f64 = 0.05;
+
 /// The programs at the ends of a network.
 #[derive(Debug)]
 pub struct Ends<'g> {
@@ -142,7 +145,7 @@ impl<'g> Ends<'g> {
     /// Sends at a rate.
     ///
     /// # Errors
-    /// When more than a hundredth is lost, or packets went another way.
+    /// When more is lost than makes latencies meaningless, or packets went another way.
     pub fn one_way(&mut self, per_second: f64, time: Duration) -> Result<OneWay> {
         let interval = (1e9 / per_second).round().max(1.0) as u64;
         self.source.prepare(Some(interval))?;
@@ -159,7 +162,7 @@ impl<'g> Ends<'g> {
         let sent = self.source.sent()? - sent;
         self.gateway.evidence(self.network)?.since(evidence).prove(self.gateway.kind, arrived)?;
         let lost = sent.checked_sub(arrived).context("more packets arrived than were sent")?;
-        if lost > sent / 100 {
+        if lost as f64 > sent as f64 * MOST_LOST {
             bail!("{lost} of {sent} packets were lost at {per_second:.0} a second");
         }
         let expected = per_second * time.as_secs_f64();

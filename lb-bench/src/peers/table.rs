@@ -77,9 +77,10 @@ impl Measure {
             Self::Requests => rate!("requests/s", 0, "CPU µs each", 1),
             Self::Bulk => rate!("Gbit/s", 2, "CPU ns per KiB", 0),
             Self::Mail => rate!("mails/s", 0, "CPU µs each", 1),
-            Self::OneWay | Self::RoundTrip => {
-                const { &[column("p50 µs", 1), column("p99 µs", 1), column("p99.9 µs", 1)] }
+            Self::OneWay => {
+                const { &[column("p50 µs", 1), column("p99 µs", 1), column("p99.9 µs", 1), column("lost %", 2)] }
             }
+            Self::RoundTrip => const { &[column("p50 µs", 1), column("p99 µs", 1), column("p99.9 µs", 1)] },
         }
     }
 }
