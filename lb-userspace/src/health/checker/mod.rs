@@ -2,9 +2,9 @@
 //!
 //! What servers send is taken apart by a process that can do little, should one of them find a way to trick it: of all
 //! capabilities it has the one for raw sockets, it can open no file, and signal nobody ([`sandbox`]). It is this program
-//! once more, as `matapa _checker`, and speaks with the daemon over a pair of sockets ([`wire`]).
+//! once more, as `matapa _checker`, and speaks with the daemon over a pair of sockets (`wire`).
 //!
-//! The daemon's side ([`supervisor`]) reads for it what it may not read, and starts it again should it end. Programs of
+//! The daemon's side (`supervisor`) reads for it what it may not read, and starts it again should it end. Programs of
 //! `exec` checks are not its children but the daemon's, as becoming another user takes capabilities.
 
 mod authorities;
