@@ -67,15 +67,18 @@ fn bench(arguments: &Arguments) -> Result<()> {
     for services in [1, 100, 1_000] {
         add(gateway.cold_start(services, rounds)?.at_most(300.0));
     }
+    add(gateway.cold_start(10_000, rounds)?);
     for services in [1, 100, 1_000] {
         add(gateway.reload(services, rounds)?.at_most(20.0));
     }
+    add(gateway.reload(10_000, rounds)?);
     for flows in [million / 1_000, million / 10, million] {
         add(gateway.adoption(flows, rounds)?.at_most(500.0));
     }
     for services in [1, 100, 1_000] {
         add(gateway.memory(services)?.at_most(30.0));
     }
+    add(gateway.memory(10_000)?);
     for capacity in [1 << 16, 1 << 20, 1 << 22] {
         add(gateway.idle(capacity, million.min(capacity / 2), idle)?);
     }
