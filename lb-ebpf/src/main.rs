@@ -75,7 +75,7 @@ stage!(matapa_refuse4, Refuse4, []);
 stage!(matapa_refuse6, Refuse6, []);
 
 /// Stands for a stage that is yet to be loaded, at a first start: the packet goes to the kernel as it came in, as those before
-/// it did that no program saw. It is not counted either.
+/// it did that no program saw, and uncounted as they. Where that fails it is dropped, and counted.
 #[xdp(frags)]
 pub fn matapa_later(ctx: XdpContext) -> u32 {
     let Some(work) = env::work() else { return XDP_PASS };

@@ -115,6 +115,9 @@ async fn it_has_hardly_any_rights_and_ends_with_the_daemon() {
     assert_eq!(checking.report().await.health, Health::Up);
     let [checker] = checkers()[..] else { panic!("{:?}", checkers()) };
     let status = std::fs::read_to_string(format!("/proc/{checker}/status")).unwrap();
+    assert_eq!(status.lines().next(), Some("Name:\tmatapa-checker"));
+    let command = std::fs::read(format!("/proc/{checker}/cmdline")).unwrap();
+    assert!(command.starts_with(b"matapa\0"), "{}", String::from_utf8_lossy(&command));
     let field = |name: &str| {
         let value = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         u64::from_str_radix(value.trim_start_matches(':').trim(), 16).unwrap()

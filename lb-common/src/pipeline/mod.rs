@@ -131,11 +131,14 @@ pub fn run<P: Packet, E: Env>(stage: Stage, packet: &mut P, env: &E, work: &mut 
     finish(packet, env, work, verdict)
 }
 
-/// Has the packet as it came in, for a stage that is not there, and forgets it. False when that fails.
+/// Has the packet as it came in, for a stage that is not there, and forgets it. False when that fails, which is counted.
 #[inline(always)]
 pub fn leave<P: Packet, E: Env>(packet: &mut P, env: &E, work: &mut Work) -> bool {
     let tagged = work.pending & work::TAGS != 0;
     let done = !tagged || tags::put_on(packet, env, work, Reason::NoService.pass()).is_some();
+    if !done {
+        env.count(Reason::WriteFailed);
+    }
     work.pending = 0;
     done
 }

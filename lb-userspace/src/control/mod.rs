@@ -4,8 +4,8 @@
 //! path, the checks and the API: requests, check results and a tick come in one after the other, so nothing needs a
 //! lock. `apply` is its way to maps and interfaces, `preview` tells what it would do, `answers` what it tells the API,
 //! [`explain`] and [`tracing`] what it tells of single packets, [`wishes`] what an operator wants, [`choices`] which of
-//! several pools and backends are used, [`held`] its loop for fragments, [`late`] the stages that come after the start, [`hosts`] host names and what they stand for,
-//! [`passive`] what it notices itself.
+//! several pools and backends are used, [`held`] its loop for fragments, [`late`] the stages that come after the start,
+//! [`hosts`] host names and what they stand for, [`passive`] what it notices itself.
 
 mod answers;
 mod apply;

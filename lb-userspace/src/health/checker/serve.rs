@@ -1,6 +1,7 @@
 //! The process that checks.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ffi::CStr;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream as StdStream;
 
@@ -18,6 +19,9 @@ use super::wire::{Answer, Finding, LONGEST_ANSWER, LONGEST_ORDER, Number, Order,
 use crate::health::probe::trust;
 use crate::health::{Health, Report, Runner, Target, raise_descriptor_limit, runner};
 
+/// What top(1) calls it: 15 bytes at most.
+const NAME: &CStr = c"matapa-checker";
+
 /// Checks what the daemon at the other end of standard input orders, until that end is closed.
 ///
 /// # Errors
@@ -28,6 +32,8 @@ pub fn serve() -> anyhow::Result<()> {
     socket.local_addr().context("standard input is no socket: `matapa run` starts this by itself")?;
     socket.set_nonblocking(true)?;
     ignore_signals()?;
+    // Started from a file in /proc, it would be called after that.
+    nix::sys::prctl::set_name(NAME)?;
     raise_descriptor_limit();
     sandbox::enter().context("cannot enter the sandbox of checks")?;
     let runtime = tokio::runtime::Builder::new_current_thread()

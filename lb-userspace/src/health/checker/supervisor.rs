@@ -314,6 +314,8 @@ impl Checker {
         ours.set_nonblocking(true)?;
         let mut command = Process::new(program);
         command
+            // For ps(1): the file's name may be of /proc.
+            .arg0("matapa")
             .arg(WORD)
             .arg(log::max_level().as_str())
             .env_clear()
